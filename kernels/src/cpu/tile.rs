@@ -1,0 +1,205 @@
+//! The multiply's inner tile: up to [`MAX_ROWS`] rows times one panel of [`WIDTH`] columns.
+//!
+//! Each output element is a single chain of multiply-adds over k in ascending order, so its bits do not depend on how
+//! many rows the tile holds.
+#![allow(unsafe_code)]
+
+use super::isa::Isa;
+
+/// Columns of a panel.
+pub(crate) const WIDTH: usize = 32;
+/// Most rows of one tile.
+pub(crate) const MAX_ROWS: usize = 14;
+
+/// Sixteen floats on a cache line of their own; panels are vectors of these.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [f32; 16]);
+
+/// One panel as plain floats, `[k, WIDTH]`.
+pub(crate) fn floats(lines: &[Line]) -> &[f32] {
+    // SAFETY: `Line` is `repr(C)` over `[f32; 16]` and has its size, so the memory is 16 floats a line.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+}
+
+/// Mutable [`floats`].
+pub(crate) fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: as in `floats`.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}
+
+/// A tile of results, row `i` at `i * WIDTH`.
+#[repr(C, align(64))]
+pub(crate) struct Tile(pub(crate) [f32; MAX_ROWS * WIDTH]);
+
+impl Tile {
+    pub(crate) fn new() -> Self {
+        Self([0.0; MAX_ROWS * WIDTH])
+    }
+
+    /// Row `i`, `[WIDTH]`.
+    pub(crate) fn row(&self, i: usize) -> &[f32] {
+        &self.0[i * WIDTH..(i + 1) * WIDTH]
+    }
+}
+
+/// `out[i, j] = Σ_k a[i · stride + k] · panel[k, j]` for `rows` ≤ [`MAX_ROWS`] rows.
+pub(crate) fn multiply(
+    isa: Isa,
+    a: &[f32],
+    stride: usize,
+    rows: usize,
+    k: usize,
+    panel: &[Line],
+    out: &mut Tile,
+) {
+    assert!(rows <= MAX_ROWS && panel.len() * 16 >= k * WIDTH);
+    assert!(rows == 0 || a.len() >= (rows - 1) * stride + k);
+    let panel = panel.as_ptr().cast::<f32>();
+    macro_rules! dispatch {
+        ($kernel:ident: $($n:literal)*) => {
+            match rows {
+                // SAFETY: the assertions above bound every access; `isa` was detected on this machine.
+                $($n => unsafe { $kernel::<$n>(a.as_ptr(), stride, k, panel, out.0.as_mut_ptr()) },)*
+                _ => {}
+            }
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => dispatch!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    }
+}
+
+/// # Safety
+/// `a` holds `M` rows of `k` floats `stride` apart, `panel` `k * WIDTH` floats aligned to 64, `out` `M * WIDTH`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
+    use std::arch::x86_64::*;
+    let mut acc = [[_mm512_setzero_ps(); 2]; M];
+    for kk in 0..k {
+        // SAFETY: `kk < k`, within the bounds the caller promises.
+        unsafe {
+            let b0 = _mm512_load_ps(panel.add(kk * WIDTH));
+            let b1 = _mm512_load_ps(panel.add(kk * WIDTH + 16));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(i * stride + kk));
+                acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
+                acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
+            }
+        }
+    }
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: row `i < M` of the tile.
+        unsafe {
+            _mm512_storeu_ps(out.add(i * WIDTH), acc[0]);
+            _mm512_storeu_ps(out.add(i * WIDTH + 16), acc[1]);
+        }
+    }
+}
+
+/// Sixteen registers hold 6 rows of 16 columns, so the tile is walked in such pieces.
+///
+/// # Safety
+/// As [`avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
+    /// # Safety
+    /// As the outer function, for `M` rows and 16 columns.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn piece<const M: usize>(
+        a: *const f32,
+        stride: usize,
+        k: usize,
+        panel: *const f32,
+        out: *mut f32,
+    ) {
+        use std::arch::x86_64::*;
+        let mut acc = [[_mm256_setzero_ps(); 2]; M];
+        for kk in 0..k {
+            // SAFETY: `kk < k`, within the bounds the caller promises.
+            unsafe {
+                let b0 = _mm256_load_ps(panel.add(kk * WIDTH));
+                let b1 = _mm256_load_ps(panel.add(kk * WIDTH + 8));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm256_set1_ps(*a.add(i * stride + kk));
+                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
+                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            // SAFETY: row `i < M` of the tile.
+            unsafe {
+                _mm256_storeu_ps(out.add(i * WIDTH), acc[0]);
+                _mm256_storeu_ps(out.add(i * WIDTH + 8), acc[1]);
+            }
+        }
+    }
+    for half in [0, 16] {
+        let mut i = 0;
+        while i < M {
+            // SAFETY: rows `i..` of the same operands.
+            unsafe {
+                let (a, panel, out) = (a.add(i * stride), panel.add(half), out.add(i * WIDTH + half));
+                match M - i {
+                    1 => piece::<1>(a, stride, k, panel, out),
+                    2 => piece::<2>(a, stride, k, panel, out),
+                    3 => piece::<3>(a, stride, k, panel, out),
+                    4 => piece::<4>(a, stride, k, panel, out),
+                    5 => piece::<5>(a, stride, k, panel, out),
+                    _ => piece::<6>(a, stride, k, panel, out),
+                }
+            }
+            i += 6;
+        }
+    }
+}
+
+/// # Safety
+/// As [`avx512`], without the alignment.
+unsafe fn portable<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
+    for i in 0..M {
+        let mut acc = [0.0f32; WIDTH];
+        for kk in 0..k {
+            // SAFETY: `i < M` and `kk < k`, within the bounds the caller promises.
+            let (x, b) = unsafe { (*a.add(i * stride + kk), &*panel.add(kk * WIDTH).cast::<[f32; WIDTH]>()) };
+            for (acc, b) in acc.iter_mut().zip(b) {
+                *acc += x * b;
+            }
+        }
+        // SAFETY: row `i < M` of the tile.
+        unsafe { std::ptr::copy_nonoverlapping(acc.as_ptr(), out.add(i * WIDTH), WIDTH) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_gives_every_row_count_the_same_sums() {
+        let (k, stride) = (37, 40);
+        let a: Vec<f32> = (0..MAX_ROWS * stride).map(|i| ((i * 31 % 97) as f32 - 48.0) / 16.0).collect();
+        let panel: Vec<Line> = (0..k * 2)
+            .map(|i| Line(std::array::from_fn(|j| ((i * 17 + j * 5) % 89) as f32 / 8.0 - 5.0)))
+            .collect();
+        for isa in Isa::available() {
+            for rows in 1..=MAX_ROWS {
+                let mut tile = Tile::new();
+                multiply(isa, &a, stride, rows, k, &panel, &mut tile);
+                for i in 0..rows {
+                    for j in 0..WIDTH {
+                        let terms = (0..k).map(|kk| a[i * stride + kk] * floats(&panel)[kk * WIDTH + j]);
+                        assert_eq!(tile.row(i)[j], terms.sum::<f32>(), "{isa:?}, {rows} rows, [{i}, {j}]");
+                    }
+                }
+            }
+        }
+    }
+}

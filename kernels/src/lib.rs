@@ -1,0 +1,37 @@
+//! The numeric ops of the token-reward model, as candle custom ops.
+//!
+//! # Layout
+//!
+//! - [`reference`]: every op in plain f64, the truth the tests compare with.
+//! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
+//! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each.
+//! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix.
+//! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`.
+//! - [`mmap`]: files as read-only memory.
+//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply's inner tile, `exp`.
+//!
+//! # Batch invariance
+//!
+//! Every output element is computed by one fixed sequence of operations that depends on that row alone: not on the
+//! number of rows, their order, the tile a row falls in, or the thread that runs it. Equal inputs give equal
+//! bits in any batch.
+
+pub mod attention;
+pub mod linear;
+pub mod mmap;
+pub mod panels;
+pub mod reference;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+pub mod token_reward;
+
+mod cpu;
+
+pub use attention::{Segment, forest_attention};
+pub use linear::linear;
+pub use panels::Panels;
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, qk_rope};
+pub use swiglu::swiglu;
+pub use token_reward::{TokenReward, token_reward};

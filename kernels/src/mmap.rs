@@ -1,0 +1,1 @@
+//! Files as read-only memory.

@@ -1,0 +1,222 @@
+//! Every op against its f64 reference on odd shapes and hostile values, and its bits against batching.
+
+use candle_core::{Device, Tensor};
+use proptest::prelude::*;
+use qrm_kernels::{
+    Panels, RopeTable, Segment, forest_attention, linear, qk_rope, reference, rms_norm, swiglu, token_reward,
+};
+
+/// Reproducible values in about ±3, without a dependency.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..n).map(|_| 2.0 * (next() + next() + next())).collect()
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn tensor(v: &[f32], rows: usize) -> Tensor {
+    Tensor::from_slice(v, (rows, v.len() / rows.max(1)), &Device::Cpu).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*g) - w).abs() <= tolerance * (1.0 + w.abs()), "[{i}]: {g}, not {w}");
+    }
+}
+
+#[test]
+fn linear_matches_on_odd_shapes() {
+    for (n, k, out) in
+        [(1, 1, 1), (3, 5, 31), (14, 64, 32), (15, 33, 33), (113, 96, 200), (0, 8, 8), (29, 160, 65)]
+    {
+        let (x, w) = (noise(n * k, 1), noise(out * k, 2));
+        let (bias, residual) = (noise(out, 3), noise(n * out, 4));
+        let panels = Panels::pack(&tensor(&w, out)).unwrap();
+        let x_t = Tensor::from_slice(&x, (n, k), &Device::Cpu).unwrap();
+        let r_t = Tensor::from_slice(&residual, (n, out), &Device::Cpu).unwrap();
+        let mut want = reference::linear(&wide(&x), &wide(&w), k);
+        close(&values(&linear(&x_t, &panels, None, None).unwrap()), &want, 1e-5);
+        want.iter_mut()
+            .enumerate()
+            .for_each(|(i, y)| *y += f64::from(bias[i % out]) + f64::from(residual[i]));
+        close(&values(&linear(&x_t, &panels, Some(&bias), Some(&r_t)).unwrap()), &want, 1e-5);
+    }
+}
+
+#[test]
+fn joined_weights_are_their_parts_side_by_side() {
+    let (a, b) = (noise(5 * 7, 1), noise(40 * 7, 2));
+    let x = tensor(&noise(3 * 7, 3), 3);
+    let joined = Panels::pack_rows(&[&tensor(&a, 5), &tensor(&b, 40)]).unwrap();
+    let y = values(&linear(&x, &joined, None, None).unwrap());
+    let alone =
+        |w: &[f32], rows| values(&linear(&x, &Panels::pack(&tensor(w, rows)).unwrap(), None, None).unwrap());
+    let (ya, yb) = (alone(&a, 5), alone(&b, 40));
+    for i in 0..3 {
+        assert_eq!(y[i * 45..i * 45 + 5], ya[i * 5..][..5]);
+        assert_eq!(y[i * 45 + 5..][..40], yb[i * 40..][..40]);
+    }
+    assert_eq!(values(&joined.gather(&[44, 0, 4]).unwrap())[..7], b[39 * 7..]);
+}
+
+#[test]
+fn small_ops_match() {
+    for d in [1, 7, 64, 100] {
+        let (x, w) = (noise(3 * d, 1), noise(d, 2));
+        let want: Vec<f64> =
+            x.chunks(d).flat_map(|x| reference::rms_norm(&wide(x), &wide(&w), 1e-6)).collect();
+        close(&values(&rms_norm(&tensor(&x, 3), &w, 1e-6).unwrap()), &want, 1e-5);
+        let gate_up: Vec<f32> = noise(6 * d, 3).iter().map(|v| v * 40.0).collect();
+        let want: Vec<f64> = gate_up.chunks(2 * d).flat_map(|x| reference::swiglu(&wide(x))).collect();
+        close(&values(&swiglu(&tensor(&gate_up, 3)).unwrap()), &want, 1e-5);
+    }
+}
+
+#[test]
+fn rope_rotates_queries_and_keys_only() {
+    let (q_heads, kv_heads, head) = (4, 2, 6);
+    let width = (q_heads + 2 * kv_heads) * head;
+    let inv_freq = [1.0, 0.1, 0.01];
+    let x = noise(3 * width, 1);
+    let positions = [0, 500, 7];
+    let table = RopeTable::new(&inv_freq, 512);
+    let y = values(&qk_rope(&tensor(&x, 3), &positions, &table, q_heads, kv_heads, None).unwrap());
+    for (row, position) in positions.iter().enumerate() {
+        let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
+        for h in 0..q_heads + kv_heads {
+            let want = reference::rope(&wide(&x[h * head..][..head]), f64::from(*position), &inv_freq);
+            close(&y[h * head..][..head], &want, 1e-5);
+        }
+        assert_eq!(x[(q_heads + kv_heads) * head..], y[(q_heads + kv_heads) * head..]);
+    }
+    assert!(qk_rope(&tensor(&x, 3), &[0, 512, 1], &table, q_heads, kv_heads, None).is_err());
+}
+
+/// A root, two children and a grandchild; and a tree of its own.
+fn forest() -> (Vec<Segment>, usize) {
+    let shape = [(70, None), (5, Some(0)), (130, Some(0)), (1, Some(2)), (67, Some(2)), (33, None)];
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut start = 0;
+    for (len, parent) in shape {
+        let position = parent.map_or(0, |p: usize| segments[p].position + segments[p].len);
+        segments.push(Segment { start, len, parent, position });
+        start += len;
+    }
+    (segments, start)
+}
+
+#[test]
+fn attention_matches_over_a_forest() {
+    let (segments, n) = forest();
+    for (q_heads, kv_heads, head, window) in
+        [(4, 2, 16, None), (3, 1, 64, None), (2, 2, 24, Some(16)), (6, 2, 40, Some(1)), (1, 1, 1, Some(100))]
+    {
+        let qkv = noise(n * (q_heads + 2 * kv_heads) * head, 5);
+        let got = forest_attention(&tensor(&qkv, n), &segments, q_heads, kv_heads, window).unwrap();
+        let want = reference::forest_attention(&wide(&qkv), &segments, q_heads, kv_heads, head, window);
+        close(&values(&got), &want, 1e-5);
+    }
+}
+
+#[test]
+fn attention_bits_do_not_depend_on_where_the_forest_is_cut() {
+    let (n, width) = (300, 4 * 16);
+    let qkv = tensor(&noise(n * width, 6), n);
+    let run = |cuts: &[usize]| {
+        let mut segments = Vec::new();
+        let mut start = 0;
+        for end in cuts.iter().copied().chain([n]) {
+            let parent = (start > 0).then(|| segments.len() - 1);
+            segments.push(Segment { start, len: end - start, parent, position: start });
+            start = end;
+        }
+        values(&forest_attention(&qkv, &segments, 2, 1, None).unwrap())
+    };
+    let whole = run(&[]);
+    for cuts in [&[1][..], &[64], &[100], &[63, 65, 200], &[299]] {
+        assert_eq!(whole, run(cuts), "{cuts:?}");
+    }
+}
+
+fn check_reward(n: usize, d: usize, v: usize, scale: f32, tolerance: f64) {
+    let hidden = noise(n * d, 7);
+    let weight: Vec<f32> = noise(v * d, 8).iter().map(|w| w * scale).collect();
+    let targets: Vec<u32> =
+        (0..n as u32).map(|i| if i == 0 { v as u32 - 1 } else { i * 7919 % v as u32 }).collect();
+    let panels = Panels::pack(&tensor(&weight, v)).unwrap();
+    let hidden_t = Tensor::from_slice(&hidden, (n, d), &Device::Cpu).unwrap();
+    let got = token_reward(&hidden_t, &panels, &targets).unwrap();
+    let want = reference::token_reward(&wide(&hidden), &wide(&weight), &targets, d);
+    for (i, column) in [&got.logit, &got.logsumexp, &got.max, &got.entropy].into_iter().enumerate() {
+        close(column, &want.iter().map(|w| w[i]).collect::<Vec<_>>(), tolerance);
+    }
+    for i in 0..n {
+        assert!(got.logit[i] <= got.max[i] && got.max[i] <= got.logsumexp[i]);
+        let bound = got.logsumexp[i] - got.max[i];
+        assert!(
+            bound <= got.entropy[i] + 1e-4 * (1.0 + got.max[i].abs())
+                && got.entropy[i] <= (v as f32).ln() + 1e-4
+        );
+    }
+}
+
+#[test]
+fn token_reward_matches_on_odd_shapes() {
+    for (n, d, v) in
+        [(0, 8, 40), (1, 8, 1), (1, 64, 509), (17, 33, 2049), (30, 16, 4096), (5, 7, 31), (1030, 8, 300)]
+    {
+        check_reward(n, d, v, 0.3, 2e-5);
+    }
+}
+
+#[test]
+fn token_reward_survives_peaked_and_sunken_logits() {
+    check_reward(20, 64, 2500, 12.0, 2e-5); // logits to about ±300
+    check_reward(20, 64, 509, 1e4, 2e-5);
+    // Every logit far below zero, and a padded tail that must not count as zeros.
+    let panels = Panels::pack(&tensor(&[-50.0; 33], 33)).unwrap();
+    let got = token_reward(&tensor(&[30.0], 1), &panels, &[32]).unwrap();
+    close(&got.logsumexp, &[-1500.0 + 33f64.ln()], 1e-6);
+    close(&got.entropy, &[33f64.ln()], 1e-6);
+}
+
+#[test]
+fn token_reward_refuses_a_target_outside_the_vocabulary() {
+    let panels = Panels::pack(&tensor(&noise(33 * 4, 1), 33)).unwrap();
+    assert!(token_reward(&tensor(&noise(4, 2), 1), &panels, &[33]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    /// A row's bits are the same alone, anywhere in a batch, and with any number of threads.
+    #[test]
+    fn rows_do_not_see_their_neighbours(n in 1usize..60, pick in 0usize..60, threads in 1usize..4) {
+        let (pick, d, v) = (pick % n, 48, 700);
+        let hidden = tensor(&noise(n * d, 9), n);
+        let panels = Panels::pack(&tensor(&noise(v * d, 10), v)).unwrap();
+        let targets: Vec<u32> = (0..n as u32).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (all, y) = pool.install(|| {
+            (token_reward(&hidden, &panels, &targets).unwrap(), values(&linear(&hidden, &panels, None, None).unwrap()))
+        });
+        let row = hidden.narrow(0, pick, 1).unwrap().contiguous().unwrap();
+        let alone = token_reward(&row, &panels, &targets[pick..=pick]).unwrap();
+        prop_assert_eq!(alone.logit[0].to_bits(), all.logit[pick].to_bits());
+        prop_assert_eq!(alone.logsumexp[0].to_bits(), all.logsumexp[pick].to_bits());
+        prop_assert_eq!(alone.entropy[0].to_bits(), all.entropy[pick].to_bits());
+        prop_assert_eq!(&values(&linear(&row, &panels, None, None).unwrap())[..], &y[pick * v..(pick + 1) * v]);
+    }
+}
