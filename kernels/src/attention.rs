@@ -100,7 +100,11 @@ impl CustomOp1 for Attention<'_> {
         let qkv = f32_slice("forest_attention", qkv, layout)?;
         let (n, width) = layout.shape().dims2()?;
         let heads = self.q_heads + 2 * self.kv_heads;
-        if self.kv_heads == 0 || self.q_heads % self.kv_heads != 0 || width % heads != 0 || width == 0 {
+        if self.kv_heads == 0
+            || !self.q_heads.is_multiple_of(self.kv_heads)
+            || !width.is_multiple_of(heads)
+            || width == 0
+        {
             bail!("attention: {} query and {} key heads in a width of {width}", self.q_heads, self.kv_heads);
         }
         self.check(n)?;

@@ -1,1 +1,31 @@
 //! Files as read-only memory.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+pub use memmap2::Mmap;
+
+/// Maps a whole file for reading.
+///
+/// The caller keeps the file as it is while the map lives: one that is truncated meanwhile ends the process
+/// with `SIGBUS` at the next read, as with every memory-mapped file.
+#[allow(unsafe_code)]
+pub fn map_file(path: &Path) -> io::Result<Mmap> {
+    let file = File::open(path)?;
+    // SAFETY: the map is private and read-only, so nothing in this process can write through it. What is left
+    // is another process changing the file under us; checkpoints are written once, and replaced by renaming.
+    unsafe { Mmap::map(&file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_what_is_there() {
+        let here = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/mmap.rs"));
+        assert!(map_file(here).unwrap().starts_with(b"//! Files"));
+        assert!(map_file(Path::new("/nowhere")).is_err());
+    }
+}

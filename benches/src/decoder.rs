@@ -1,0 +1,92 @@
+//! A whole checkpoint scored in process: no HTTP, no queue.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use qrm_model::{RewardModel, Trajectory};
+
+use crate::machine::{peak_mib, pool, sgemm_gflops};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Checkpoint directory.
+    #[arg(long)]
+    model: PathBuf,
+    /// JSONL of `{"prompt": [ids], "response": [ids]}`, or a JSON array of them; made-up tokens when absent.
+    #[arg(long)]
+    input: Option<PathBuf>,
+    /// Batches of about this many tokens.
+    #[arg(long, default_value_t = 2048)]
+    max_batch_tokens: usize,
+    /// Times the whole input is scored; each is timed.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Threads; 0 = all cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let model = RewardModel::load(&args.model)?;
+    let loaded = peak_mib();
+    let work = match &args.input {
+        Some(path) => read(path)?,
+        None => (0..16).map(|i| made_up(i, &model)).collect(),
+    };
+    let total: usize = work.iter().map(Trajectory::len).sum();
+    let pool = pool(args.threads)?;
+    for run in 0..=args.runs {
+        let start = Instant::now();
+        let mut computed = 0;
+        let mut rest = &work[..];
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let count = rest.iter().take_while(|t| {
+                tokens += t.len();
+                tokens <= args.max_batch_tokens
+            });
+            let count = count.count().max(1);
+            computed += pool.install(|| model.score(&rest[..count]))?.computed_tokens;
+            rest = &rest[count..];
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        if run > 0 {
+            println!(
+                "{} trajectories, {total} tokens, {computed} computed: {:.1} tokens/s",
+                work.len(),
+                total as f64 / seconds
+            );
+        }
+    }
+    if let (Some(loaded), Some(peak)) = (loaded, peak_mib()) {
+        println!(
+            "peak memory: {loaded:.0} MiB loaded, {peak:.0} MiB in all; sgemm here {:.0} GFLOP/s",
+            sgemm_gflops()?
+        );
+    }
+    Ok(())
+}
+
+fn made_up(i: usize, model: &RewardModel) -> Trajectory {
+    let ids = |n: usize, salt: usize| -> Vec<u32> {
+        (0..n).map(|t| ((t * 31 + salt * 977) % model.vocab_size()) as u32).collect()
+    };
+    let most = model.context_length() / 3;
+    Trajectory { prompt_ids: ids(80.min(most), i).into(), response_ids: ids(170.min(most), i + 100).into() }
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<Vec<Trajectory>> {
+    let text = std::fs::read_to_string(path)?;
+    let rows: Vec<serde_json::Value> = match text.trim_start().starts_with('[') {
+        true => serde_json::from_str(&text)?,
+        false => text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?,
+    };
+    let ids = |row: &serde_json::Value, key: &str| -> anyhow::Result<Vec<u32>> {
+        Ok(serde_json::from_value(row[key].clone())?)
+    };
+    rows.iter()
+        .map(|r| {
+            Ok(Trajectory { prompt_ids: ids(r, "prompt")?.into(), response_ids: ids(r, "response")?.into() })
+        })
+        .collect()
+}

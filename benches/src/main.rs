@@ -1,0 +1,40 @@
+//! Measurements of the product's own parts. Each prints its rate, and GFLOP/s beside the machine's own multiply rate.
+//!
+//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|http …`
+#![forbid(unsafe_code)]
+
+mod attention;
+mod decoder;
+mod http;
+mod machine;
+mod noise;
+mod token_reward;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The fused reward op at one shape.
+    TokenReward(token_reward::Args),
+    /// Forest attention: G responses below one prompt.
+    Attention(attention::Args),
+    /// A whole checkpoint, scored in process.
+    Decoder(decoder::Args),
+    /// A running server under a closed-loop client.
+    Http(http::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().bench {
+        Bench::TokenReward(args) => token_reward::run(&args),
+        Bench::Attention(args) => attention::run(&args),
+        Bench::Decoder(args) => decoder::run(&args),
+        Bench::Http(args) => http::run(&args),
+    }
+}

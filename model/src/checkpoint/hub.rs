@@ -1,0 +1,133 @@
+//! Checkpoints by name: a directory as it is, a hub id fetched into the Hugging Face cache.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use super::safetensors::Index;
+use super::{CONFIG, CheckpointError, INDEX, SINGLE, only_gguf};
+
+/// Files taken along where a repository has them.
+const OPTIONAL: [&str; 4] =
+    ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "qrm_config.json"];
+
+/// The directory of `model`: itself where it is one, else the hub's `org/name[@revision]`, fetched unless the cache
+/// has it. Honours `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN`.
+pub fn resolve(model: &str) -> Result<PathBuf, CheckpointError> {
+    let path = Path::new(model);
+    match path.is_dir() {
+        true => Ok(path.to_owned()),
+        false => Hub::from_env(model)?.fetch(),
+    }
+}
+
+/// One model repository of a hub, and the cache it is fetched into.
+pub struct Hub {
+    model: String,
+    api: Api,
+    cache: Cache,
+    repo: Repo,
+}
+
+impl Hub {
+    /// `model` (`org/name[@revision]`) at an endpoint, with the directory that holds fetched repositories.
+    pub fn new(
+        model: &str,
+        endpoint: &str,
+        cache: PathBuf,
+        token: Option<String>,
+    ) -> Result<Self, CheckpointError> {
+        let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
+        let plain = |part: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') && part.chars().all(allowed)
+        };
+        let is_id = id.split('/').count() == 2 && id.split('/').all(plain);
+        if !is_id || !revision.split('/').all(plain) {
+            let message = "neither a directory nor a hub id, org/name or org/name@revision";
+            return Err(CheckpointError::Hub { model: model.into(), message: message.into() });
+        }
+        let cache = Cache::new(cache);
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
+            .with_token(token)
+            .with_retries(2)
+            .build()
+            .map_err(|e| CheckpointError::Hub { model: model.into(), message: e.to_string() })?;
+        let repo = Repo::with_revision(id.into(), RepoType::Model, revision.into());
+        Ok(Self { model: model.into(), api, cache, repo })
+    }
+
+    /// The hub and cache that the environment names.
+    fn from_env(model: &str) -> Result<Self, CheckpointError> {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = match set("HF_HOME") {
+            Some(home) => Some(PathBuf::from(home)),
+            None => std::env::home_dir().map(|home| home.join(".cache/huggingface")),
+        };
+        let home = home.ok_or_else(|| CheckpointError::Hub {
+            model: model.into(),
+            message: "no home directory to cache it in; set HF_HOME".into(),
+        })?;
+        let cache = home.join("hub");
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let token = set("HF_TOKEN").or_else(|| Cache::new(cache.clone()).token());
+        Self::new(model, &endpoint, cache, token)
+    }
+
+    /// Fetches what is not cached yet and returns the snapshot's directory. A hub that cannot be reached leaves
+    /// what an earlier fetch cached.
+    pub fn fetch(&self) -> Result<PathBuf, CheckpointError> {
+        let info = match self.api.repo(self.repo.clone()).info() {
+            Ok(info) => info,
+            Err(e) => return self.cached().ok_or_else(|| self.error("its list of files", e)),
+        };
+        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(self.error("its list of files", format!("{:?} is no commit", info.sha)));
+        }
+        // Everything comes from the commit the branch stands at now, even if it moves meanwhile. Naming the commit
+        // first lets files that another client cached under it count.
+        let commit = Repo::with_revision(self.repo_id(), RepoType::Model, info.sha.clone());
+        let name = |repo: &Repo| self.cache.repo(repo.clone()).create_ref(&info.sha);
+        name(&commit).map_err(|e| self.error("the cache", e))?;
+        let remote = self.api.repo(commit);
+
+        let files: Vec<_> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        let dir = self.file(&remote, CONFIG)?.parent().map(Path::to_owned).unwrap_or_default();
+        self.file(&remote, "tokenizer.json")?;
+        for file in OPTIONAL.iter().filter(|file| files.contains(file)) {
+            self.file(&remote, file)?;
+        }
+        if files.contains(&SINGLE) {
+            self.file(&remote, SINGLE)?;
+        } else if files.contains(&INDEX) {
+            for file in Index::read(&self.file(&remote, INDEX)?)?.files() {
+                self.file(&remote, file)?;
+            }
+        } else {
+            let found = only_gguf(files.iter().copied()).map_err(|e| self.error("its weights", e))?;
+            self.file(&remote, found)?;
+        }
+        name(&self.repo).map_err(|e| self.error("the cache", e))?;
+        Ok(dir)
+    }
+
+    fn file(&self, remote: &ApiRepo, file: &str) -> Result<PathBuf, CheckpointError> {
+        remote.get(file).map_err(|e| self.error(file, e))
+    }
+
+    /// The snapshot of an earlier fetch.
+    fn cached(&self) -> Option<PathBuf> {
+        self.cache.repo(self.repo.clone()).get(CONFIG)?.parent().map(Path::to_owned)
+    }
+
+    fn repo_id(&self) -> String {
+        self.repo.url()
+    }
+
+    fn error(&self, what: &str, cause: impl Display) -> CheckpointError {
+        CheckpointError::Hub { model: self.model.clone(), message: format!("{what}: {cause}") }
+    }
+}

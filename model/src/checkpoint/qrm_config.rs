@@ -1,0 +1,92 @@
+//! `qrm_config.json`, what the checkpoint was trained to be; derived from `architectures` where it is absent.
+
+use serde::Deserialize;
+
+use super::config::architecture;
+use super::fields::{FieldError, Fields};
+use crate::reward::HeadKind;
+
+/// The kinds of reward model a checkpoint may say it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardModelKind {
+    /// A Q-function in the logits of a vocabulary head.
+    QVocab,
+    /// A Q-function in a scalar head.
+    QScalar,
+    /// An outcome reward model.
+    Outcome,
+    /// A step-level reward model.
+    Step,
+    /// Log ratio of two vocabulary checkpoints.
+    Dpo,
+}
+
+/// Mean and standard deviation of the rewards on the training data.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct RewardStats {
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation.
+    pub std: f64,
+}
+
+/// `qrm_config.json`. Every field may be absent, unknown ones are passed over.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct QrmConfig {
+    /// What the checkpoint is.
+    pub reward_model: Option<RewardModelKind>,
+    /// β of the training objective.
+    pub beta: Option<f64>,
+    /// γ of the training objective.
+    pub gamma: Option<f64>,
+    /// What ends a step of the response.
+    pub step_separator: Option<String>,
+    /// Of the rewards on the training data.
+    pub stats: Option<RewardStats>,
+}
+
+impl QrmConfig {
+    /// The head the checkpoint declares; none where it leaves that to `architectures`.
+    pub(super) fn head(&self) -> Result<Option<HeadKind>, FieldError> {
+        let unsupported = |name| Err(format!("reward_model {name:?} is not supported yet by this version"));
+        match self.reward_model {
+            None => Ok(None),
+            Some(RewardModelKind::QVocab) => Ok(Some(HeadKind::QVocab)),
+            Some(RewardModelKind::QScalar) => Ok(Some(HeadKind::QScalar)),
+            Some(RewardModelKind::Outcome) => Ok(Some(HeadKind::Outcome)),
+            Some(RewardModelKind::Step) => unsupported("step"),
+            Some(RewardModelKind::Dpo) => unsupported("dpo"),
+        }
+    }
+}
+
+/// The head that `config.json`'s architecture implies.
+pub(super) fn derived_head(config: Fields<'_>) -> Result<HeadKind, FieldError> {
+    let name = architecture(config)?
+        .ok_or_else(|| "architectures is missing, and no qrm_config.json says what the head is".to_owned())?;
+    let head = if name.ends_with("ForCausalLM") {
+        return Ok(HeadKind::QVocab);
+    } else if name.ends_with("ForTokenClassification") {
+        HeadKind::QScalar
+    } else if name.ends_with("ForSequenceClassification") {
+        HeadKind::Outcome
+    } else {
+        return Err(format!(
+            "architecture {name:?} is no reward model this version knows: \
+             ...ForCausalLM, ...ForTokenClassification or ...ForSequenceClassification"
+        ));
+    };
+    match labels(config)? {
+        None | Some(1) => Ok(head),
+        Some(labels) => Err(format!("{name} with {labels} labels; a reward is one number, one label")),
+    }
+}
+
+fn labels(config: Fields<'_>) -> Result<Option<usize>, FieldError> {
+    match config.size("num_labels", usize::MAX)? {
+        Some(labels) => Ok(Some(labels)),
+        None => Ok(config.object("id2label")?.map(|labels| labels.0.len())),
+    }
+}

@@ -1,0 +1,166 @@
+//! A batch of trajectories as a forest of token segments: every token that several trajectories have in common
+//! appears, and is computed, once.
+//!
+//! A trajectory is the path from a root to the segment its last token lies in. Prefixes are found with a radix tree over
+//! token ids; callers give no hints. Segments are laid out depth first, so a segment's rows in the packed batch are
+//! contiguous and parents come before their children.
+
+use std::collections::BTreeMap;
+
+use qrm_kernels::Segment;
+
+use crate::trajectory::Trajectory;
+
+/// The packed batch: N unique tokens, no padding.
+#[derive(Debug, Clone)]
+pub struct Forest {
+    /// Token ids, `[N]`.
+    pub token_ids: Vec<u32>,
+    /// Position of each token in its trajectory, `[N]`.
+    pub positions: Vec<u32>,
+    /// The segments, parents first.
+    pub segments: Vec<Segment>,
+    /// Per trajectory: the segment that holds its last token.
+    leaves: Vec<usize>,
+}
+
+/// A run of tokens of the radix tree while it is built.
+struct Node {
+    /// Whose tokens, and which of them: `begin .. end` of that trajectory.
+    trajectory: usize,
+    begin: usize,
+    end: usize,
+    /// By first token. Ordered, so that the layout does not depend on a hash seed.
+    children: BTreeMap<u32, usize>,
+    /// Trajectories that end here.
+    ends: Vec<usize>,
+}
+
+impl Forest {
+    /// Lays out a batch.
+    pub fn new(batch: &[Trajectory]) -> Self {
+        let token = |trajectory: usize, at: usize| {
+            let t = &batch[trajectory];
+            match at.checked_sub(t.prompt_ids.len()) {
+                None => t.prompt_ids[at],
+                Some(at) => t.response_ids[at],
+            }
+        };
+        let mut nodes =
+            vec![Node { trajectory: 0, begin: 0, end: 0, children: BTreeMap::new(), ends: Vec::new() }];
+        for (i, trajectory) in batch.iter().enumerate() {
+            let (mut node, mut at) = (0, 0);
+            while at < trajectory.len() {
+                let Some(&child) = nodes[node].children.get(&token(i, at)) else {
+                    let leaf = nodes.len();
+                    nodes[node].children.insert(token(i, at), leaf);
+                    nodes.push(Node {
+                        trajectory: i,
+                        begin: at,
+                        end: trajectory.len(),
+                        children: BTreeMap::new(),
+                        ends: Vec::new(),
+                    });
+                    (node, at) = (leaf, trajectory.len());
+                    continue;
+                };
+                let Node { trajectory: other, begin, end, .. } = nodes[child];
+                let most = (end - begin).min(trajectory.len() - at);
+                let same = (0..most).take_while(|j| token(i, at + j) == token(other, begin + j)).count();
+                if same < end - begin {
+                    // The common part stays in place, the rest of the run moves below it.
+                    let rest = nodes.len();
+                    let children = std::mem::take(&mut nodes[child].children);
+                    let ends = std::mem::take(&mut nodes[child].ends);
+                    nodes.push(Node { trajectory: other, begin: begin + same, end, children, ends });
+                    nodes[child].end = begin + same;
+                    nodes[child].children.insert(token(other, begin + same), rest);
+                }
+                (node, at) = (child, at + same);
+            }
+            nodes[node].ends.push(i);
+        }
+
+        let mut forest = Self {
+            token_ids: Vec::new(),
+            positions: Vec::new(),
+            segments: Vec::new(),
+            leaves: vec![usize::MAX; batch.len()],
+        };
+        let mut stack: Vec<(usize, Option<usize>)> =
+            nodes[0].children.values().rev().map(|child| (*child, None)).collect();
+        while let Some((index, parent)) = stack.pop() {
+            let node = &nodes[index];
+            let segment = forest.segments.len();
+            forest.segments.push(Segment {
+                start: forest.token_ids.len(),
+                len: node.end - node.begin,
+                parent,
+                position: node.begin,
+            });
+            forest.token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
+            forest.positions.extend(node.begin as u32..node.end as u32);
+            for trajectory in &node.ends {
+                forest.leaves[*trajectory] = segment;
+            }
+            stack.extend(node.children.values().rev().map(|child| (*child, Some(segment))));
+        }
+        forest
+    }
+
+    /// N: unique tokens.
+    pub fn len(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.token_ids.is_empty()
+    }
+
+    /// Rows of the packed batch that hold tokens `0 .. P + T` of a trajectory, in order.
+    pub fn rows(&self, trajectory: usize) -> Vec<u32> {
+        let mut chain = Vec::new();
+        let mut at = self.leaves.get(trajectory).copied().filter(|leaf| *leaf != usize::MAX);
+        while let Some(segment) = at {
+            chain.push(&self.segments[segment]);
+            at = self.segments[segment].parent;
+        }
+        chain.iter().rev().flat_map(|s| s.start as u32..(s.start + s.len) as u32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Few distinct ids, so that prefixes of every length are shared.
+        #[test]
+        fn holds_every_trajectory_once(batch in prop::collection::vec(
+            (prop::collection::vec(0u32..3, 0..6), prop::collection::vec(0u32..3, 1..6)), 1..20))
+        {
+            let batch: Vec<_> = batch.into_iter()
+                .map(|(p, r)| Trajectory { prompt_ids: p.into(), response_ids: r.into() }).collect();
+            let forest = Forest::new(&batch);
+            let mut prefixes = std::collections::BTreeSet::new();
+            for (i, t) in batch.iter().enumerate() {
+                let ids: Vec<u32> = t.prompt_ids.iter().chain(t.response_ids.iter()).copied().collect();
+                let rows = forest.rows(i);
+                prop_assert_eq!(rows.iter().map(|r| forest.token_ids[*r as usize]).collect::<Vec<_>>(), ids.clone());
+                for (position, row) in rows.iter().enumerate() {
+                    prop_assert_eq!(forest.positions[*row as usize] as usize, position);
+                }
+                for end in 1..=ids.len() {
+                    prefixes.insert(ids[..end].to_vec());
+                }
+            }
+            prop_assert_eq!(forest.len(), prefixes.len()); // a token is its whole prefix
+            for (i, s) in forest.segments.iter().enumerate() {
+                prop_assert!(s.len > 0 && s.parent.is_none_or(|p| p < i));
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! A reward model: a checkpoint on disk in, one reward per response token out.
+//!
+//! # Layout
+//!
+//! - [`checkpoint`]: where weights come from. `config.json`, safetensors or GGUF, hub ids, `qrm_config.json`.
+//! - [`text`]: tokenizer and chat template; text and messages become token ids with byte offsets.
+//! - [`trajectory`]: prompt and response token ids, the unit of work.
+//! - [`forest`]: a batch of trajectories as segments with shared prefixes, each token computed once.
+//! - [`decoder`]: the one decoder; Llama, Mistral, Qwen2 and Qwen3 are settings of it.
+//! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
+//! - [`reward`]: reward definitions over raw scores, and their normalisation.
+//! - [`reward_model`]: the whole, as the server and the trainer hold it.
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod decoder;
+pub mod forest;
+pub mod head;
+pub mod reward;
+pub mod reward_model;
+pub mod text;
+pub mod trajectory;
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use reward::RewardKind;
+pub use reward_model::{BatchScores, ModelError, RewardModel};
+pub use text::{TextError, TextProcessor};
+pub use trajectory::Trajectory;

@@ -1,0 +1,78 @@
+//! Ids of text and text of ids, over the `tokenizers` crate.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use tokenizers::Tokenizer;
+
+use super::offsets::{Alphabet, Piece, partition};
+use super::{Encoded, TextError, config};
+
+const FILE: &str = "tokenizer.json";
+
+/// A checkpoint's tokenizer with its serving settings (truncation, padding) off.
+pub(super) struct TextTokenizer {
+    /// The crate's tokenizer.
+    inner: Tokenizer,
+    /// How its token strings spell bytes.
+    alphabet: Alphabet,
+}
+
+impl TextTokenizer {
+    /// Reads `tokenizer.json`.
+    pub(super) fn load(dir: &Path) -> Result<Self, TextError> {
+        let json = config::read(dir, FILE)?.ok_or(TextError::Missing(FILE))?;
+        let broken = |message: String| TextError::File { file: FILE, message };
+        let parsed = guarded(|| Tokenizer::from_bytes(json.as_bytes())).map_err(broken)?;
+        let mut inner = parsed.map_err(|e| broken(e.to_string()))?;
+        // Both would silently change what is scored: a cut response, or padding taken for one.
+        inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
+        inner.with_padding(None);
+        let alphabet = Alphabet::of(&inner);
+        Ok(Self { inner, alphabet })
+    }
+
+    /// Ids and byte ranges of `text`.
+    pub(super) fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TextError> {
+        let encoding = self.call(|| self.inner.encode(text, add_special_tokens))?;
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let ids = encoding.get_ids().to_vec();
+        let pieces = ids.iter().enumerate().map(|(i, id)| Piece {
+            token: &encoding.get_tokens()[i],
+            range: encoding.get_offsets()[i].into(),
+            inserted: encoding.get_special_tokens_mask()[i] == 1,
+            added: added.contains_key(id),
+        });
+        let offsets = partition(text, self.alphabet, pieces);
+        Ok(Encoded { ids, offsets })
+    }
+
+    /// Text of `ids`; ids without a token are skipped.
+    pub(super) fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TextError> {
+        self.call(|| self.inner.decode(ids, skip_special_tokens))
+    }
+
+    /// The vocabulary's string for `id`.
+    pub(super) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token's string.
+    pub(super) fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Both ways for the crate to fail, an error and a panic, as one error.
+    fn call<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TextError> {
+        guarded(work).map_err(TextError::Tokenize)?.map_err(|e| TextError::Tokenize(e.to_string()))
+    }
+}
+
+/// Oniguruma panics when a search runs into its limits, which long enough text may bring about. The tokenizer
+/// is only read, and its cache is behind a lock of its own, so nothing is left half changed.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("failed inside the tokenizer").to_owned()
+    })
+}

@@ -1,0 +1,3 @@
+//! The token-reward scoring server.
+
+fn main() {}
