@@ -29,3 +29,22 @@ mod tests {
         assert!(map_file(Path::new("/nowhere")).is_err());
     }
 }
+
+/// Drops the resident pages that lie wholly within `range`: bytes that were copied out need not stay in memory
+/// beside their copy. Reading them again reads the file again. A hint; where it is refused nothing changes.
+#[allow(unsafe_code)]
+pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
+    #[cfg(unix)]
+    {
+        const PAGE: usize = 1 << 16; // a multiple of every page size in use
+        let start = range.start.next_multiple_of(PAGE);
+        let end = range.end.min(map.len()) / PAGE * PAGE;
+        if start < end {
+            // SAFETY: the mapping is file-backed and read-only, so dropped pages come back with the same bytes.
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
+}

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
-use qrm_kernels::mmap::{Mmap, map_file};
+use qrm_kernels::mmap::{Mmap, map_file, release};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
@@ -122,14 +122,15 @@ impl Weights for SafetensorsWeights {
         let broken = |message| CheckpointError::Weights(format!("{name}: {message}"));
         let entry = self.entries.remove(name).ok_or_else(|| broken("missing".to_owned()))?;
         let shard = &mut self.shards[entry.shard];
-        let bytes = shard.map.as_deref().and_then(|map| map.get(entry.bytes));
+        let bytes = shard.map.as_deref().and_then(|map| map.get(entry.bytes.clone()));
         let bytes = bytes.ok_or_else(|| broken(format!("{} is truncated", shard.file)))?;
         let values = to_f32(entry.dtype, bytes).ok_or_else(|| {
             broken(format!("stored as {}; only F32, F16 and BF16 are supported", entry.dtype))
         })?;
         shard.left -= 1;
-        if shard.left == 0 {
-            shard.map = None;
+        match &shard.map {
+            Some(map) if shard.left > 0 => release(map, entry.bytes),
+            _ => shard.map = None,
         }
         Ok(values)
     }
