@@ -18,18 +18,6 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
     unsafe { Mmap::map(&file) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_what_is_there() {
-        let here = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/mmap.rs"));
-        assert!(map_file(here).unwrap().starts_with(b"//! Files"));
-        assert!(map_file(Path::new("/nowhere")).is_err());
-    }
-}
-
 /// Drops the resident pages that lie wholly within `range`: bytes that were copied out need not stay in memory
 /// beside their copy. Reading them again reads the file again. A hint; where it is refused nothing changes.
 #[allow(unsafe_code)]
@@ -47,4 +35,16 @@ pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
     }
     #[cfg(not(unix))]
     let _ = (map, range);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_what_is_there() {
+        let here = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/mmap.rs"));
+        assert!(map_file(here).unwrap().starts_with(b"//! Files"));
+        assert!(map_file(Path::new("/nowhere")).is_err());
+    }
 }
