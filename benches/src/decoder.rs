@@ -1,9 +1,10 @@
 //! A whole checkpoint scored in process: no HTTP, no queue.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::{RewardKind, RewardModel, Trajectory};
+use serde::Deserialize;
 
 use crate::machine::{peak_mib, pool, sgemm_gflops};
 
@@ -12,7 +13,8 @@ pub(crate) struct Args {
     /// Checkpoint directory.
     #[arg(long)]
     model: PathBuf,
-    /// JSONL of `{"prompt": [ids], "response": [ids]}`, or a JSON array of them; made-up tokens when absent.
+    /// JSONL of `{"prompt": [ids], "response": [ids]}`, or a JSON array of them; made-up tokens when absent. Where
+    /// rows carry another implementation's `log_phi`, the largest difference from it is printed.
     #[arg(long)]
     input: Option<PathBuf>,
     /// Batches of about this many tokens.
@@ -29,15 +31,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let model = RewardModel::load(&args.model)?;
     let loaded = peak_mib();
-    let work = match &args.input {
+    let (work, expected) = match &args.input {
         Some(path) => read(path)?,
-        None => (0..16).map(|i| made_up(i, &model)).collect(),
+        None => ((0..16).map(|i| made_up(i, &model)).collect(), Vec::new()),
     };
     let total: usize = work.iter().map(Trajectory::len).sum();
     let pool = pool(args.threads)?;
     for run in 0..=args.runs {
         let start = Instant::now();
         let mut computed = 0;
+        let mut log_phi = Vec::new();
         let mut rest = &work[..];
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -46,7 +49,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 tokens <= args.max_batch_tokens
             });
             let count = count.count().max(1);
-            computed += pool.install(|| model.score(&rest[..count]))?.computed_tokens;
+            let batch = pool.install(|| model.score(&rest[..count]))?;
+            computed += batch.computed_tokens;
+            log_phi.extend(batch.scores.iter().flat_map(|s| s.rewards(RewardKind::Advantage)));
             rest = &rest[count..];
         }
         let seconds = start.elapsed().as_secs_f64();
@@ -56,6 +61,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 work.len(),
                 total as f64 / seconds
             );
+        } else if expected.len() == log_phi.len() {
+            let differences = log_phi.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+            println!("max |difference of log phi| from the input's: {:.2e}", differences.fold(0.0, f64::max));
         }
     }
     if let (Some(loaded), Some(peak)) = (loaded, peak_mib()) {
@@ -75,18 +83,24 @@ fn made_up(i: usize, model: &RewardModel) -> Trajectory {
     Trajectory { prompt_ids: ids(80.min(most), i).into(), response_ids: ids(170.min(most), i + 100).into() }
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<Vec<Trajectory>> {
+/// The trajectories, and all their `log_phi` in order where every row has it.
+fn read(path: &Path) -> anyhow::Result<(Vec<Trajectory>, Vec<f64>)> {
+    #[derive(Deserialize)]
+    struct Row {
+        prompt: Vec<u32>,
+        response: Vec<u32>,
+        #[serde(default)]
+        log_phi: Vec<f64>,
+    }
     let text = std::fs::read_to_string(path)?;
-    let rows: Vec<serde_json::Value> = match text.trim_start().starts_with('[') {
+    let rows: Vec<Row> = match text.trim_start().starts_with('[') {
         true => serde_json::from_str(&text)?,
         false => text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?,
     };
-    let ids = |row: &serde_json::Value, key: &str| -> anyhow::Result<Vec<u32>> {
-        Ok(serde_json::from_value(row[key].clone())?)
-    };
-    rows.iter()
-        .map(|r| {
-            Ok(Trajectory { prompt_ids: ids(r, "prompt")?.into(), response_ids: ids(r, "response")?.into() })
-        })
-        .collect()
+    let expected = rows.iter().flat_map(|r| r.log_phi.iter().copied()).collect();
+    let work = rows
+        .into_iter()
+        .map(|r| Trajectory { prompt_ids: r.prompt.into(), response_ids: r.response.into() })
+        .collect();
+    Ok((work, expected))
 }

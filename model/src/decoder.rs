@@ -60,6 +60,10 @@ struct Layer {
     window: Option<usize>,
 }
 
+/// Positions whose rotations are kept. A longer batch makes its own: a million-token context must not cost memory
+/// before anyone uses it.
+const ROPE_POSITIONS: usize = 8192;
+
 /// Embedding, layers and final norm.
 pub struct Decoder {
     config: DecoderConfig,
@@ -82,7 +86,7 @@ impl Decoder {
             .map(|i| Layer::load(checkpoint, &config, i))
             .collect::<Result<_, CheckpointError>>()?;
         let final_norm = vector(checkpoint, "model.norm.weight", d)?;
-        let rope = RopeTable::new(&inv_freq(&config), config.max_position_embeddings);
+        let rope = RopeTable::new(&inv_freq(&config), config.max_position_embeddings.min(ROPE_POSITIONS));
         Ok(Self { config, embedding, layers, final_norm, rope })
     }
 
@@ -90,6 +94,9 @@ impl Decoder {
     pub fn forward(&self, forest: &Forest, rows: &[u32]) -> candle_core::Result<Tensor> {
         let c = &self.config;
         let eps = c.rms_norm_eps as f32;
+        let positions = forest.positions.iter().max().map_or(0, |last| *last as usize + 1);
+        let longer = (positions > self.rope.positions()).then(|| RopeTable::new(&inv_freq(c), positions));
+        let rope = longer.as_ref().unwrap_or(&self.rope);
         let mut x = match &self.embedding {
             Embedding::Matrix(matrix) => {
                 let ids = Tensor::from_slice(&forest.token_ids, forest.len(), &Device::Cpu)?;
@@ -101,7 +108,7 @@ impl Decoder {
             let qkv = layer.qkv.forward(&rms_norm(&x, &layer.input_norm, eps)?, None)?;
             let qk_norm = layer.qk_norm.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice(), eps));
             let (q_heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads);
-            let qkv = qk_rope(&qkv, &forest.positions, &self.rope, q_heads, kv_heads, qk_norm)?;
+            let qkv = qk_rope(&qkv, &forest.positions, rope, q_heads, kv_heads, qk_norm)?;
             let attended = forest_attention(&qkv, &forest.segments, q_heads, kv_heads, layer.window)?;
             drop(qkv);
             x = layer.o.forward(&attended, Some(&x))?;

@@ -350,6 +350,43 @@ fn failing_templates_say_why() {
 }
 
 #[test]
+fn loops_may_be_left_early() {
+    let template = "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}\
+        {% if loop.index0 == 1 %}{% break %}{% endif %}{% endfor %}";
+    assert_eq!(render(template, &[("system", "s"), ("user", "a"), ("user", "b")]), "a");
+}
+
+#[test]
+fn a_template_without_end_is_stopped() {
+    let template = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}\
+        {% endfor %}{% endfor %}";
+    let began = std::time::Instant::now();
+    assert!(refusal(template, USER).contains("fuel"));
+    assert!(began.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn a_long_conversation_does_not_run_out() {
+    let template = "{% for m in messages %}{% for other in messages %}{% if other.role == m.role %}{% endif %}{% endfor %}\
+        {{ m.content }}{% endfor %}";
+    assert_eq!(render(template, &[("user", "x"); 1000]), "x".repeat(1000));
+}
+
+#[test]
+fn a_panic_inside_the_tokenizer_is_an_error() {
+    // Oniguruma gives up on this pattern's backtracking, and its wrapper panics.
+    let text = edited(|tokenizer| {
+        tokenizer["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(?:a|a|aa)+$"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+    });
+    assert!(text.encode("aaa", false).is_ok());
+    let stuck = format!("{}c", "a".repeat(60));
+    assert!(matches!(text.encode(&stuck, false), Err(TextError::Tokenize(_))));
+    assert!(text.encode("aaa", false).is_ok());
+}
+
+#[test]
 fn many_threads_share_one_processor() {
     let expected = QWEN2.encode("Chidi has 44 pens", false).unwrap();
     std::thread::scope(|scope| {

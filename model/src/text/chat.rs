@@ -12,6 +12,10 @@ use super::{Message, TextError};
 
 const NAME: &str = "chat_template";
 
+/// Steps a template may take: a thousand messages, each compared with all the others, stay below it, and a loop that
+/// means no end is stopped within a second or so.
+const FUEL: u64 = 20_000_000;
+
 /// A compiled template, or why it is not one: a checkpoint whose template is broken still scores ids and text.
 pub(super) struct ChatTemplate {
     /// Holds the template and the special tokens as globals.
@@ -24,6 +28,7 @@ impl ChatTemplate {
         let mut env = Environment::new();
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
+        env.set_fuel(Some(FUEL));
         env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_formatter(print);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

@@ -1,0 +1,143 @@
+//! `config.json` and `qrm_config.json`.
+
+use std::fs;
+
+use proptest::prelude::*;
+use qrm_model::Checkpoint;
+use qrm_model::checkpoint::config::RopeScaling;
+use qrm_model::checkpoint::{DecoderConfig, RewardModelKind};
+use qrm_model::reward::HeadKind;
+use serde_json::{Value, json};
+
+use crate::{copy, edit_config, fixture, refusal};
+
+/// The settings of a fixture with some fields replaced.
+fn config(name: &str, patch: Value) -> DecoderConfig {
+    let dir = copy(name);
+    edit_config(dir.path(), |config| config.extend(patch.as_object().unwrap().clone()));
+    Checkpoint::open(dir.path()).unwrap().config().clone()
+}
+
+#[test]
+fn heads_are_derived_from_the_architecture() {
+    for (name, head) in [
+        ("qwen2", HeadKind::QVocab),
+        ("qwen2-token-classification", HeadKind::QScalar),
+        ("llama-sequence-classification", HeadKind::Outcome),
+    ] {
+        assert_eq!(Checkpoint::open(&fixture(name)).unwrap().head(), head, "{name}");
+    }
+}
+
+#[test]
+fn qrm_config_decides_the_head() {
+    let dir = copy("llama-sequence-classification");
+    let write = |text: &str| fs::write(dir.path().join("qrm_config.json"), text).unwrap();
+    write(r#"{"reward_model": "q_scalar", "beta": 0.2, "stats": {"mean": 1, "std": 2}, "more": []}"#);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.head(), HeadKind::QScalar);
+    assert_eq!(checkpoint.dir(), dir.path());
+    let qrm = checkpoint.qrm_config();
+    assert_eq!((qrm.reward_model, qrm.beta, qrm.gamma), (Some(RewardModelKind::QScalar), Some(0.2), None));
+    assert_eq!(qrm.stats.unwrap().std, 2.0);
+    for kind in ["step", "dpo"] {
+        write(&json!({ "reward_model": kind }).to_string());
+        assert!(refusal(dir.path()).contains(&format!("{kind:?} is not supported yet")));
+    }
+    write(r#"{"reward_model": "oracle"}"#);
+    assert!(refusal(dir.path()).contains("oracle"));
+}
+
+#[test]
+fn both_rope_layouts() {
+    let new = Checkpoint::open(&fixture("llama3-rope")).unwrap().config().clone();
+    let mut scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+    let mut old = json!({"rope_parameters": null, "rope_theta": 500000, "rope_scaling": scaling.clone()});
+    assert_eq!(config("llama3-rope", old.clone()), new);
+    let kind = scaling.as_object_mut().unwrap().remove("rope_type").unwrap();
+    scaling["type"] = kind;
+    old["rope_scaling"] = scaling;
+    assert_eq!(config("llama3-rope", old), new);
+    let linear = config("qwen2", json!({"rope_scaling": {"type": "linear", "factor": 2}}));
+    assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(linear.rope_theta, 1e6);
+}
+
+#[test]
+fn windows_per_layer() {
+    let window = |name, patch| config(name, patch).sliding_window;
+    assert_eq!(window("mistral-window", json!({})), [Some(16); 3]);
+    assert_eq!(window("mistral-window", json!({"sliding_window": null})), [None; 3]);
+    assert_eq!(window("qwen2", json!({"sliding_window": 8})), [None; 3]);
+    let on = json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": null,
+        "max_window_layers": 2});
+    assert_eq!(window("qwen2", on), [None, None, Some(8)]);
+    let types = json!({"use_sliding_window": true, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]});
+    assert_eq!(window("qwen2", types), [Some(8), None, Some(8)]);
+}
+
+#[test]
+fn ends_of_sequence() {
+    for (value, id) in [(json!(7), Some(7)), (json!([9, 2]), Some(9)), (json!([]), None), (json!(null), None)]
+    {
+        assert_eq!(config("qwen2", json!({ "eos_token_id": value })).eos_token_id, id);
+    }
+}
+
+#[test]
+fn refusals_name_the_field() {
+    for (patch, words) in [
+        (json!({"model_type": "gpt2"}), "model_type \"gpt2\""),
+        (json!({"model_type": null}), "model_type is missing"),
+        (json!({"architectures": ["Qwen2ForRewardModel"]}), "Qwen2ForRewardModel"),
+        (json!({"architectures": null}), "architectures is missing"),
+        (json!({"hidden_act": "gelu"}), "hidden_act \"gelu\""),
+        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4}}), "\"yarn\""),
+        (json!({"rope_scaling": {"rope_type": "linear"}}), "rope_scaling: factor is missing"),
+        (json!({"rope_parameters": {"full_attention": {}}}), "per kind of layer"),
+        (json!({"hidden_size": 0}), "hidden_size is 0"),
+        (json!({"hidden_size": -4}), "hidden_size is -4"),
+        (json!({"vocab_size": "509"}), "vocab_size"),
+        (json!({"num_hidden_layers": u64::MAX}), "num_hidden_layers"),
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads 3"),
+        (json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "hidden_size 64"),
+        (json!({"head_dim": 15}), "head_dim 15"),
+        (json!({"head_dim": 16777216}), "too large"),
+        (json!({"sliding_window": 0, "use_sliding_window": true}), "sliding_window is 0"),
+        (json!({"use_sliding_window": true, "sliding_window": 4, "layer_types": ["x"]}), "layer_types"),
+        (json!({"rope_theta": 0}), "rope_theta is 0"),
+        (json!({"eos_token_id": 509}), "eos_token_id 509"),
+        (json!({"eos_token_id": [-1]}), "eos_token_id -1"),
+        (json!({"quantization_config": {}}), "quantization_config"),
+    ] {
+        let dir = copy("qwen2");
+        edit_config(dir.path(), |config| config.extend(patch.as_object().unwrap().clone()));
+        let message = refusal(dir.path());
+        assert!(message.starts_with("config.json: ") && message.contains(words), "{patch}: {message}");
+    }
+    let dir = copy("qwen2-token-classification");
+    edit_config(dir.path(), |config| {
+        config.insert("id2label".into(), json!({"0": "a", "1": "b"}));
+    });
+    assert!(refusal(dir.path()).contains("2 labels"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a field holds, opening answers.
+    #[test]
+    fn hostile_values_never_panic(field in 0usize..100, value in prop_oneof![
+        Just(json!(null)), Just(json!(0)), Just(json!(-1)), Just(json!(1e300)), Just(json!(u64::MAX)),
+        Just(json!([])), Just(json!({})), Just(json!("")), Just(json!(true)), any::<u32>().prop_map(|n| json!(n)),
+    ]) {
+        let dir = copy("qwen3");
+        edit_config(dir.path(), |config| {
+            let name = config.keys().nth(field % config.len()).unwrap().clone();
+            config.insert(name, value);
+        });
+        let _ = Checkpoint::open(dir.path());
+    }
+}
