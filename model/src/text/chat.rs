@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Object, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, context};
 
@@ -26,8 +27,12 @@ impl ChatTemplate {
     /// Compiles `source`.
     pub(super) fn new(source: &str, config: &TokenizerConfig) -> Self {
         let mut env = Environment::new();
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
+        let mut syntax = SyntaxConfig::builder();
+        syntax.trim_blocks(true).lstrip_blocks(true);
+        match syntax.build() {
+            Ok(syntax) => env.set_syntax(syntax),
+            Err(e) => return Self { env: Err(e.to_string()) },
+        }
         env.set_fuel(Some(FUEL));
         env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_formatter(print);
@@ -78,7 +83,7 @@ impl Object for Message {
 }
 
 /// What `{{ … }}` writes, with Python's names for its constants.
-fn print(out: &mut Output, state: &State, value: &Value) -> Result<(), Error> {
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::None => out.write_str("None").map_err(Error::from),
         ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
