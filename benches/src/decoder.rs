@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             });
             let count = count.count().max(1);
             let batch = pool.install(|| model.score(&rest[..count]))?;
-            computed += batch.computed_tokens;
+            computed += batch.computed_tokens.iter().sum::<usize>();
             log_phi.extend(batch.scores.iter().flat_map(|s| s.rewards(RewardKind::Advantage)));
             rest = &rest[count..];
         }

@@ -22,6 +22,8 @@ pub struct Forest {
     pub segments: Vec<Segment>,
     /// Per trajectory: the segment that holds its last token.
     leaves: Vec<usize>,
+    /// Per trajectory: tokens that no earlier one of the batch had.
+    fresh: Vec<usize>,
 }
 
 /// A run of tokens of the radix tree while it is built.
@@ -48,11 +50,13 @@ impl Forest {
         };
         let mut nodes =
             vec![Node { trajectory: 0, begin: 0, end: 0, children: BTreeMap::new(), ends: Vec::new() }];
+        let mut fresh = vec![0; batch.len()];
         for (i, trajectory) in batch.iter().enumerate() {
             let (mut node, mut at) = (0, 0);
             while at < trajectory.len() {
                 let Some(&child) = nodes[node].children.get(&token(i, at)) else {
                     let leaf = nodes.len();
+                    fresh[i] = trajectory.len() - at;
                     nodes[node].children.insert(token(i, at), leaf);
                     nodes.push(Node {
                         trajectory: i,
@@ -86,6 +90,7 @@ impl Forest {
             positions: Vec::new(),
             segments: Vec::new(),
             leaves: vec![usize::MAX; batch.len()],
+            fresh,
         };
         let mut stack: Vec<(usize, Option<usize>)> =
             nodes[0].children.values().rev().map(|child| (*child, None)).collect();
@@ -116,6 +121,11 @@ impl Forest {
     /// Whether there is no token.
     pub fn is_empty(&self) -> bool {
         self.token_ids.is_empty()
+    }
+
+    /// Tokens of a trajectory that no earlier one of the batch had; they add up to N.
+    pub fn fresh(&self, trajectory: usize) -> usize {
+        self.fresh.get(trajectory).copied().unwrap_or(0)
     }
 
     /// Rows of the packed batch that hold tokens `0 .. P + T` of a trajectory, in order.
@@ -158,6 +168,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(forest.len(), prefixes.len()); // a token is its whole prefix
+            prop_assert_eq!((0..batch.len()).map(|i| forest.fresh(i)).sum::<usize>(), forest.len());
             for (i, s) in forest.segments.iter().enumerate() {
                 prop_assert!(s.len > 0 && s.parent.is_none_or(|p| p < i));
             }

@@ -37,10 +37,9 @@ pub enum ModelError {
 pub struct BatchScores {
     /// Per trajectory, `[T]` each.
     pub scores: Vec<TokenScores>,
-    /// Unique tokens the decoder computed.
-    pub computed_tokens: usize,
-    /// Tokens that shared another trajectory's computation: Σ(P+T) − computed.
-    pub shared_tokens: usize,
+    /// Per trajectory: tokens computed for it. What it shares counts for the first that has it, so the sum is the
+    /// number of unique tokens the decoder ran.
+    pub computed_tokens: Vec<usize>,
 }
 
 /// A reward model ready to score. `Send + Sync`; [`RewardModel::score`] spreads over the calling rayon pool.
@@ -85,6 +84,16 @@ impl RewardModel {
         self.config.max_position_embeddings
     }
 
+    /// The fewest prompt tokens a trajectory needs: a vocabulary head reads at the position before each response token.
+    pub fn min_prompt_tokens(&self) -> usize {
+        self.head.lookback()
+    }
+
+    /// End of sequence: `tokenizer_config.json`'s `eos_token`, else `config.json`'s.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.text.eos_token_id().or(self.config.eos_token_id)
+    }
+
     /// `config.json`'s architecture, for example `Qwen2ForCausalLM`.
     pub fn architecture(&self) -> &str {
         &self.config.architecture
@@ -102,10 +111,8 @@ impl RewardModel {
 
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.
     pub fn score(&self, batch: &[Trajectory]) -> Result<BatchScores, ModelError> {
-        let mut total = 0;
         for (index, trajectory) in batch.iter().enumerate() {
             self.check(trajectory).map_err(|message| ModelError::Trajectory { index, message })?;
-            total += trajectory.len();
         }
         let forest = Forest::new(batch);
         let lookback = self.head.lookback();
@@ -130,7 +137,7 @@ impl RewardModel {
             scores.push(part);
             at = end;
         }
-        Ok(BatchScores { scores, computed_tokens: forest.len(), shared_tokens: total - forest.len() })
+        Ok(BatchScores { scores, computed_tokens: (0..batch.len()).map(|i| forest.fresh(i)).collect() })
     }
 
     fn check(&self, t: &Trajectory) -> Result<(), String> {

@@ -1,3 +1,43 @@
-//! The token-reward scoring server.
+//! `qrm-server`: one reward per response token, over HTTP or from a file.
+//!
+//! # Layout
+//!
+//! - [`config`]: flags and their environment twins.
+//! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
+//! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
+//! - [`api`]: the HTTP front.
+//! - [`serve`]: the process: load, listen, drain on SIGTERM.
+//! - [`score`]: the same engine offline, JSONL to JSONL.
+//! - [`metrics`], [`telemetry`]: Prometheus and logs.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod api;
+mod config;
+mod engine;
+mod metrics;
+mod request;
+mod score;
+mod serve;
+mod telemetry;
+
+use std::process::ExitCode;
+
+/// Large activations come and go with every batch; the system allocator would map and fault them in each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = config::Cli::read();
+    telemetry::init(cli.log_format());
+    let result = match cli.command {
+        config::Command::Serve(args) => serve::run(args),
+        config::Command::Score(args) => score::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

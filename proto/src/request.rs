@@ -1,0 +1,124 @@
+//! `POST /v1/rewards`: the request.
+
+use std::fmt;
+
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Trajectories to score, and how.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardsRequest {
+    /// Must name a served model when present.
+    pub model: Option<String>,
+    /// At least one.
+    pub inputs: Vec<Input>,
+    /// `advantage`, `logit`, `centered_logit`, `outcome`, …; absent: what the model was trained for.
+    pub reward: Option<String>,
+    /// Multiplies every reward, after normalisation.
+    pub scale: Option<f64>,
+    /// `none`, `std` or `standard`, over all response tokens of this request.
+    pub normalize: Option<String>,
+    /// Appends the checkpoint's end-of-sequence token to every response.
+    #[serde(default)]
+    pub append_eos: bool,
+    /// Drops prompt tokens from the left until the trajectory fits the context.
+    #[serde(default)]
+    pub truncate_prompt: bool,
+    /// `sum`, `mean` or `last`.
+    pub span_reduce: Option<String>,
+    /// Extra fields per trajectory.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// How float arrays are written.
+    #[serde(default)]
+    pub encoding_format: EncodingFormat,
+    /// Higher is served first.
+    #[serde(default)]
+    pub priority: i32,
+    /// From arrival to answer.
+    pub timeout_ms: Option<u64>,
+}
+
+/// One prompt with its response or responses.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Echoed; a string or a number.
+    pub id: Option<Value>,
+    /// Text or token ids; or else `messages`.
+    pub prompt: Option<TextOrIds>,
+    /// Goes through the chat template with a generation prompt.
+    pub messages: Option<Vec<ChatMessage>>,
+    /// One response.
+    pub response: Option<TextOrIds>,
+    /// A group of responses that share the prompt.
+    pub responses: Option<Vec<TextOrIds>>,
+    /// Byte ranges of the response text.
+    pub spans: Option<Vec<[usize; 2]>>,
+    /// Lets the tokenizer add its special tokens to a text prompt.
+    #[serde(default)]
+    pub add_special_tokens: bool,
+}
+
+/// One chat message.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, …
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// How float arrays are written in the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncodingFormat {
+    /// JSON numbers.
+    #[default]
+    Float,
+    /// A base64 string of little-endian f32.
+    Base64,
+}
+
+/// Text, or token ids of the reward model's own tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextOrIds {
+    /// Tokenised by the server.
+    Text(String),
+    /// Taken as they are.
+    Ids(Vec<u32>),
+}
+
+/// By hand, because an untagged enum's error says neither what was expected nor where.
+impl<'de> Deserialize<'de> for TextOrIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrIdsVisitor;
+        impl<'de> Visitor<'de> for TextOrIdsVisitor {
+            type Value = TextOrIds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of token ids")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<TextOrIds, E> {
+                Ok(TextOrIds::Text(text.to_owned()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<TextOrIds, E> {
+                Ok(TextOrIds::Text(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TextOrIds, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = seq.next_element()? {
+                    ids.push(id);
+                }
+                Ok(TextOrIds::Ids(ids))
+            }
+        }
+        deserializer.deserialize_any(TextOrIdsVisitor)
+    }
+}

@@ -1,0 +1,139 @@
+//! Every refusal: status, code and shape declared together.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use qrm_proto::{ErrorBody, ErrorDetail};
+
+use super::App;
+use crate::engine::job::JobError;
+use crate::engine::queue::Refused;
+use crate::request::Invalid;
+use crate::request::invalid::InvalidKind;
+
+/// An answer that is not the one hoped for.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    message: String,
+    param: Option<String>,
+    retry_after: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    fn request(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    /// 400: the body is not JSON.
+    pub(crate) fn not_json(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "not_json", message)
+    }
+
+    /// 401.
+    pub(crate) fn unauthorized() -> Self {
+        let message = "a valid key is needed: Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
+    }
+
+    /// 413: the body is longer than `limit` bytes.
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        let message = format!("the body is larger than {limit} bytes");
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    }
+
+    /// 415.
+    pub(crate) fn not_json_type() -> Self {
+        let message = "Content-Type must be application/json";
+        Self::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
+    /// 422: JSON of another shape than the route's.
+    pub(crate) fn wrong_shape(param: String, message: String) -> Self {
+        Invalid::field(param, "invalid_field", message).into()
+    }
+
+    /// 503 without a queue behind it: not loaded, not warm, draining.
+    pub(crate) fn unavailable(code: &'static str, message: &str) -> Self {
+        let retry_after = Some(1);
+        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", code, message) }
+    }
+
+    /// 504.
+    pub(crate) fn deadline() -> Self {
+        let message = "the deadline passed before the result";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded", message)
+    }
+
+    /// 500. The message names no path, weight or text.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "engine_failed", message)
+    }
+
+    /// The queue's refusal, with the status the operator chose and the queue's own drain time.
+    pub(crate) fn refused(refused: Refused, app: &App) -> Self {
+        match refused {
+            Refused::Closed => Self::unavailable("draining", "the server is shutting down"),
+            Refused::TooLarge { .. } => Invalid::too_large(refused.to_string(), "inputs").into(),
+            Refused::Full => Self {
+                retry_after: Some(app.engine.retry_after().as_secs()),
+                ..Self::new(app.overload_status, "overloaded_error", "queue_full", refused.to_string())
+            },
+        }
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(invalid: Invalid) -> Self {
+        let status = match invalid.kind {
+            InvalidKind::NotFound => StatusCode::NOT_FOUND,
+            InvalidKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            InvalidKind::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self { param: invalid.param, ..Self::request(status, invalid.code, invalid.message) }
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Deadline => Self::deadline(),
+            JobError::Stopped => Self::unavailable("draining", "the server is shutting down"),
+            JobError::Failed(_) => Self::internal("the engine failed on this batch"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody {
+            error: ErrorDetail {
+                kind: self.kind.into(),
+                code: self.code.into(),
+                message: self.message,
+                param: self.param,
+            },
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// 404 for a path that is no route.
+pub(crate) async fn unknown_route() -> ApiError {
+    ApiError::request(StatusCode::NOT_FOUND, "unknown_route", "no such route")
+}
+
+/// 405 for a route's wrong method.
+pub(crate) async fn wrong_method() -> ApiError {
+    ApiError::request(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route has another method")
+}

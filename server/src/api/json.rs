@@ -1,0 +1,70 @@
+//! JSON bodies in: the media type, the size, the syntax and the shape each have their own error.
+
+use std::sync::Arc;
+
+use axum::body::to_bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::App;
+use super::error::ApiError;
+
+/// A body of type `T`.
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let limit = app.max_body_bytes;
+        check_head(request.headers(), limit)?;
+        let body = to_bytes(request.into_body(), limit).await.map_err(|_| ApiError::body_too_large(limit))?;
+        parse(&body).map(Self)
+    }
+}
+
+/// What can be refused before the body is read.
+fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+    let header = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    let media_type = header(CONTENT_TYPE).and_then(|v| v.split(';').next()).map(str::trim);
+    if !media_type.is_some_and(|t| t.eq_ignore_ascii_case("application/json")) {
+        return Err(ApiError::not_json_type());
+    }
+    match header(CONTENT_LENGTH).and_then(|v| v.parse::<u64>().ok()) {
+        Some(length) if length > limit as u64 => Err(ApiError::body_too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes to `T`, naming the field at fault.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    match serde_path_to_error::deserialize(&mut deserializer) {
+        Ok(value) => match deserializer.end() {
+            Ok(()) => Ok(value),
+            Err(e) => Err(ApiError::not_json(e.to_string())),
+        },
+        // A wrong field may stand before broken syntax: only JSON can have a field at fault.
+        Err(error) => match serde_json::from_slice::<Value>(body) {
+            Err(syntax) => Err(ApiError::not_json(syntax.to_string())),
+            Ok(_) => {
+                let param = error.path().to_string();
+                Err(ApiError::wrong_shape(missing(&param, &error), error.inner().to_string()))
+            }
+        },
+    }
+}
+
+/// serde reports a missing field at the object that lacks it; the caller wants the field.
+fn missing(path: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let message = error.inner().to_string();
+    let field = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    match field {
+        None => path.to_owned(),
+        Some(field) if path == "." => field.to_owned(),
+        Some(field) => format!("{path}.{field}"),
+    }
+}

@@ -1,0 +1,65 @@
+//! The HTTP front.
+//!
+//! - [`rewards`]: `POST /v1/rewards`.
+//! - `tokenize`: `POST /tokenize`, `/detokenize`.
+//! - `status`: `GET /health /ready /v1/models /info /metrics`.
+//! - [`error`]: every refusal in one shape. `json`: bodies in.
+//! - [`auth`]: API keys. `observe`: one log line and one count per request.
+
+pub(crate) mod auth;
+pub(crate) mod error;
+mod json;
+mod observe;
+mod rewards;
+mod status;
+mod tokenize;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use qrm_model::RewardModel;
+
+use crate::engine::{Engine, Limits};
+use crate::metrics::Metrics;
+use auth::Keys;
+
+/// What the handlers share.
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) model: Arc<RewardModel>,
+    pub(crate) model_name: String,
+    pub(crate) metrics: Metrics,
+    pub(crate) keys: Keys,
+    pub(crate) limits: Limits,
+    pub(crate) max_inputs: usize,
+    pub(crate) max_body_bytes: usize,
+    pub(crate) overload_status: StatusCode,
+    pub(crate) default_timeout: Option<Duration>,
+    /// The first batch has been through: the weights are in memory, the threads have started.
+    pub(crate) warm: AtomicBool,
+}
+
+/// All routes with their layers.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/rewards", post(rewards::rewards))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(status::health))
+        .route("/ready", get(status::ready))
+        .route("/metrics", get(status::metrics))
+        .route("/info", get(status::info))
+        .route("/v1/models", get(status::models))
+        .fallback(error::unknown_route)
+        .method_not_allowed_fallback(error::wrong_method)
+        .layer(DefaultBodyLimit::disable()) // `json` has its own, with an error in our shape
+        .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn_with_state(app.clone(), observe::observe))
+        .with_state(app)
+}

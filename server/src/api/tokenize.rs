@@ -1,0 +1,80 @@
+//! `POST /tokenize` and `/detokenize`: the scoring routes' own tokenisation, to look at.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use qrm_model::TextError;
+use qrm_model::text::Message;
+use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+
+use super::App;
+use super::error::ApiError;
+use super::json::JsonBody;
+use crate::request::Invalid;
+
+pub(crate) async fn tokenize(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<TokenizeRequest>,
+) -> Result<Json<TokenizeResponse>, ApiError> {
+    blocking(move || {
+        known(&app, request.model.as_deref())?;
+        let text = app.model.text();
+        let (rendered, param) = match (request.prompt, request.messages) {
+            (Some(prompt), None) => (prompt, "prompt"),
+            (None, Some(messages)) => {
+                let messages: Vec<_> =
+                    messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
+                (text.render(&messages).map_err(|e| failed("messages", &e))?, "messages")
+            }
+            _ => {
+                return Err(Invalid::field("prompt", "missing_field", "one of prompt and messages is needed"));
+            }
+        };
+        let encoded = text.encode(&rendered, request.add_special_tokens).map_err(|e| failed(param, &e))?;
+        Ok(TokenizeResponse {
+            token_strs: encoded.ids.iter().map(|id| text.token(*id).unwrap_or_default()).collect(),
+            count: encoded.ids.len(),
+            tokens: encoded.ids,
+            offsets: encoded.offsets,
+            max_model_len: app.model.context_length(),
+        })
+    })
+    .await
+}
+
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<DetokenizeRequest>,
+) -> Result<Json<DetokenizeResponse>, ApiError> {
+    blocking(move || {
+        known(&app, request.model.as_deref())?;
+        if let Some(at) = request.tokens.iter().position(|id| *id as usize >= app.model.vocab_size()) {
+            let message =
+                format!("token id {}, the vocabulary ends at {}", request.tokens[at], app.model.vocab_size());
+            return Err(Invalid::field(format!("tokens[{at}]"), "token_id_out_of_range", message));
+        }
+        let prompt = app.model.text().decode(&request.tokens, request.skip_special_tokens);
+        Ok(DetokenizeResponse { prompt: prompt.map_err(|e| failed("tokens", &e))? })
+    })
+    .await
+}
+
+/// Tokenising holds the CPU; async threads must not.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Invalid> + Send + 'static,
+) -> Result<Json<T>, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(Json(done.map_err(|_| ApiError::internal("the request could not be read"))??))
+}
+
+fn known(app: &App, model: Option<&str>) -> Result<(), Invalid> {
+    match model.filter(|name| *name != app.model_name) {
+        None => Ok(()),
+        Some(name) => Err(Invalid::not_found(format!("the model {name:?} is not served here"))),
+    }
+}
+
+fn failed(param: &str, error: &TextError) -> Invalid {
+    Invalid::field(param, "tokenizer_error", error.to_string())
+}

@@ -1,0 +1,160 @@
+//! Flags and their environment twins.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint.
+#[derive(Debug, Parser)]
+#[command(name = "qrm-server", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint, over HTTP.
+    #[command(after_help = "qrm-server score --help: score a JSONL file offline")]
+    Serve(ServeArgs),
+    /// Score a JSONL file offline.
+    Score(ScoreArgs),
+}
+
+impl Cli {
+    /// The process's arguments; flags without a subcommand are `serve`'s.
+    pub(crate) fn read() -> Self {
+        let mut args: Vec<OsString> = std::env::args_os().collect();
+        let first = args.get(1).map(|a| a.to_string_lossy().into_owned());
+        let is_version = |a: &str| a == "-V" || a == "--version";
+        if first.is_none_or(|a| a.starts_with('-') && !is_version(&a)) {
+            args.insert(1.min(args.len()), "serve".into());
+        }
+        Self::parse_from(args)
+    }
+
+    pub(crate) fn log_format(&self) -> LogFormat {
+        match &self.command {
+            Command::Serve(args) => args.log_format,
+            Command::Score(_) => LogFormat::Text,
+        }
+    }
+}
+
+/// What runs the model; the same for serving and for files.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineArgs {
+    /// Checkpoint directory in Hugging Face layout, or a hub id (`org/name[@revision]`).
+    #[arg(long, env = "QRM_MODEL")]
+    pub(crate) model: String,
+    /// Where the model runs.
+    #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
+    pub(crate) device: Device,
+    /// Arithmetic of the decoder.
+    #[arg(long, env = "QRM_DTYPE", default_value = "f32")]
+    pub(crate) dtype: Dtype,
+    /// Compute threads; 0 = one per core.
+    #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Unique tokens of one batch (a longer trajectory is a batch of its own).
+    #[arg(long, env = "QRM_MAX_BATCH_TOKENS", default_value_t = 2048)]
+    pub(crate) max_batch_tokens: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// The model's name in requests and answers; default: the last part of `--model`.
+    #[arg(long, env = "QRM_SERVED_MODEL_NAME")]
+    pub(crate) served_model_name: Option<String>,
+    /// Address to listen on.
+    #[arg(long, env = "QRM_HOST", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// HTTP port; 0 picks a free one and logs it.
+    #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// Trajectories one request may hold.
+    #[arg(long, env = "QRM_MAX_INPUTS", default_value_t = 8192)]
+    pub(crate) max_inputs: usize,
+    /// Bytes of a request's body.
+    #[arg(long, env = "QRM_MAX_BODY_BYTES", default_value_t = 256 << 20)]
+    pub(crate) max_body_bytes: usize,
+    /// Tokens that may wait. The default holds a rollout of 4 096 trajectories of 2 048 tokens twice.
+    #[arg(long, env = "QRM_MAX_QUEUE_TOKENS", default_value_t = 16 << 20)]
+    pub(crate) max_queue_tokens: usize,
+    /// Requests that may wait.
+    #[arg(long, env = "QRM_MAX_QUEUE_REQUESTS", default_value_t = 16_384)]
+    pub(crate) max_queue_requests: usize,
+    /// Status of a refusal for load, 503 or 429: some clients abort on any 4xx.
+    #[arg(long, env = "QRM_OVERLOAD_STATUS", default_value_t = 503, value_parser = overload_status)]
+    pub(crate) overload_status: u16,
+    /// Deadline of requests that name none, milliseconds; 0 = none.
+    #[arg(long, env = "QRM_DEFAULT_TIMEOUT_MS", default_value_t = 0)]
+    pub(crate) default_timeout_ms: u64,
+    /// Seconds that accepted work may take after SIGTERM.
+    #[arg(long, env = "QRM_DRAIN_TIMEOUT", default_value = "60", value_parser = seconds)]
+    pub(crate) drain_timeout: Duration,
+    /// File of API keys, one a line; blank lines and lines starting with # do not count.
+    #[arg(long, env = "QRM_API_KEY_FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// JSONL: each row one input of the HTTP request, with an id.
+    #[arg(long)]
+    pub(crate) input: PathBuf,
+    /// JSONL: one answer object per trajectory. Ids already in it are skipped.
+    #[arg(long)]
+    pub(crate) output: PathBuf,
+    /// Reward to give; default: what the model was trained for.
+    #[arg(long)]
+    pub(crate) reward: Option<String>,
+    /// Extra fields per trajectory, comma-separated, as in the HTTP request's `include`.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) include: Vec<String>,
+    /// Appends the checkpoint's end-of-sequence token to every response.
+    #[arg(long)]
+    pub(crate) append_eos: bool,
+    /// Drops prompt tokens from the left until the trajectory fits the context.
+    #[arg(long)]
+    pub(crate) truncate_prompt: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    F32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+fn overload_status(text: &str) -> Result<u16, String> {
+    match text {
+        "503" => Ok(503),
+        "429" => Ok(429),
+        _ => Err("503 or 429".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds")?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}

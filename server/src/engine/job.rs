@@ -1,0 +1,140 @@
+//! One request's trajectories, from acceptance to answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use qrm_model::Trajectory;
+use qrm_model::reward::TokenScores;
+use tokio::sync::oneshot;
+
+/// Scores in the order of the job's trajectories, with what they cost.
+#[derive(Debug, Default)]
+pub(crate) struct JobOutput {
+    /// `[T]` each.
+    pub(crate) scores: Vec<TokenScores>,
+    /// Tokens the decoder ran for this job.
+    pub(crate) computed_tokens: usize,
+    /// From acceptance to the first batch.
+    pub(crate) queue_time: Duration,
+    /// Of the batches it was part of.
+    pub(crate) compute_time: Duration,
+}
+
+/// Why a job has no scores.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum JobError {
+    /// Its deadline passed first.
+    #[error("the deadline passed before the result")]
+    Deadline,
+    /// A batch it was part of failed.
+    #[error("the batch failed: {0}")]
+    Failed(String),
+    /// The server stopped before its turn came.
+    #[error("the server is shutting down")]
+    Stopped,
+}
+
+/// A job's end.
+pub(crate) type JobResult = Result<JobOutput, JobError>;
+
+/// Shared between the queue (what is left of it) and the batches that hold parts of it.
+pub(crate) struct Job {
+    /// In request order.
+    pub(crate) trajectories: Arc<[Trajectory]>,
+    /// Higher first.
+    pub(crate) priority: i32,
+    /// When its answer is no longer wanted.
+    pub(crate) deadline: Option<Instant>,
+    /// When it was accepted.
+    accepted: Instant,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    scores: Vec<Option<TokenScores>>,
+    left: usize,
+    output: JobOutput,
+    started: bool,
+    /// Gone once the job has ended.
+    reply: Option<oneshot::Sender<JobResult>>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        trajectories: Vec<Trajectory>,
+        priority: i32,
+        deadline: Option<Instant>,
+        reply: oneshot::Sender<JobResult>,
+    ) -> Self {
+        let count = trajectories.len();
+        let progress = Progress {
+            scores: vec![None; count],
+            left: count,
+            output: JobOutput::default(),
+            started: false,
+            reply: Some(reply),
+        };
+        Self {
+            trajectories: trajectories.into(),
+            priority,
+            deadline,
+            accepted: Instant::now(),
+            progress: Mutex::new(progress),
+        }
+    }
+
+    /// P + T over all trajectories.
+    pub(crate) fn tokens(&self) -> usize {
+        self.trajectories.iter().map(Trajectory::len).sum()
+    }
+
+    /// Marks that a batch holds a part of it; the time it waited, the first time.
+    pub(crate) fn start(&self) -> Option<Duration> {
+        let mut progress = self.progress();
+        if std::mem::replace(&mut progress.started, true) {
+            return None;
+        }
+        progress.output.queue_time = self.accepted.elapsed();
+        Some(progress.output.queue_time)
+    }
+
+    /// Takes the scores of one trajectory; the last one ends the job.
+    pub(crate) fn complete(&self, index: usize, scores: TokenScores, computed_tokens: usize) {
+        let mut progress = self.progress();
+        if progress.scores[index].replace(scores).is_none() {
+            progress.left -= 1;
+        }
+        progress.output.computed_tokens += computed_tokens;
+    }
+
+    /// After a batch: its time counts, and a job with all its scores is answered.
+    pub(crate) fn finish_batch(&self, compute_time: Duration) {
+        let mut progress = self.progress();
+        progress.output.compute_time += compute_time;
+        if progress.left > 0 {
+            return;
+        }
+        if let Some(reply) = progress.reply.take() {
+            let mut output = std::mem::take(&mut progress.output);
+            output.scores = std::mem::take(&mut progress.scores).into_iter().flatten().collect();
+            let _ = reply.send(Ok(output)); // a client that is gone needs no answer
+        }
+    }
+
+    /// Ends the job without scores. A job that has ended stays as it ended.
+    pub(crate) fn fail(&self, error: JobError) {
+        if let Some(reply) = self.progress().reply.take() {
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.progress().reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// A panic elsewhere leaves the counts as they were; they stay usable.
+    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

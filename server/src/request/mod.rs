@@ -1,0 +1,32 @@
+//! From the wire's request to trajectories, and from scores back to its answer. Every front goes through here.
+//!
+//! - [`invalid`]: what can be wrong with a request, and with which field.
+//! - [`options`]: the request's choices, checked against the model.
+//! - [`trajectories`]: inputs tokenised and checked.
+//! - [`answer`]: scores shaped for the wire.
+
+pub(crate) mod answer;
+pub(crate) mod invalid;
+mod options;
+mod trajectories;
+
+use qrm_model::RewardModel;
+use qrm_proto::RewardsRequest;
+
+pub(crate) use invalid::Invalid;
+pub(crate) use options::Options;
+pub(crate) use trajectories::Prepared;
+
+/// Checks and tokenises a whole request; nothing of an invalid one is queued. Holds the CPU: not for async threads.
+pub(crate) fn prepare(
+    request: RewardsRequest,
+    model: &RewardModel,
+    model_name: &str,
+    max_inputs: usize,
+) -> Result<Prepared, Invalid> {
+    if let Some(name) = request.model.as_deref().filter(|name| *name != model_name) {
+        return Err(Invalid::not_found(format!("the model {name:?} is not served here")));
+    }
+    let options = Options::read(&request, model)?;
+    trajectories::prepare(request.inputs, options, model, max_inputs)
+}

@@ -1,0 +1,230 @@
+//! Inputs tokenised and checked: each becomes one trajectory per response.
+
+use std::sync::Arc;
+
+use qrm_model::text::{Encoded, Message};
+use qrm_model::{RewardModel, TextError, Trajectory};
+use qrm_proto::request::ChatMessage;
+use qrm_proto::{Input, TextOrIds};
+use serde_json::Value;
+
+use super::{Invalid, Options};
+
+/// A request ready for the engine.
+pub(crate) struct Prepared {
+    pub(crate) trajectories: Vec<Trajectory>,
+    pub(crate) origins: Vec<Origin>,
+    pub(crate) options: Options,
+}
+
+/// What the answer says of a trajectory besides its scores.
+pub(crate) struct Origin {
+    /// Place of its input in the request.
+    pub(crate) input: usize,
+    pub(crate) id: Option<Value>,
+    /// Byte ranges of the response text, when asked for.
+    pub(crate) offsets: Option<Vec<[usize; 2]>>,
+}
+
+pub(super) fn prepare(
+    inputs: Vec<Input>,
+    options: Options,
+    model: &RewardModel,
+    max_inputs: usize,
+) -> Result<Prepared, Invalid> {
+    let count: usize = inputs.iter().map(|i| i.responses.as_ref().map_or(1, Vec::len)).sum();
+    if count > max_inputs {
+        return Err(Invalid::too_large(
+            format!("{count} trajectories, at most {max_inputs} are taken"),
+            "inputs",
+        ));
+    }
+    if inputs.is_empty() {
+        return Err(Invalid::field("inputs", "inputs_empty", "inputs holds nothing to score"));
+    }
+    let mut prepared =
+        Prepared { trajectories: Vec::with_capacity(count), origins: Vec::with_capacity(count), options };
+    for (index, input) in inputs.into_iter().enumerate() {
+        Reader { model, index }.read(input, &mut prepared)?;
+    }
+    Ok(prepared)
+}
+
+/// Reads one input, knowing its place for errors.
+struct Reader<'a> {
+    model: &'a RewardModel,
+    index: usize,
+}
+
+impl Reader<'_> {
+    fn param(&self, field: &str) -> String {
+        format!("inputs[{}].{field}", self.index)
+    }
+
+    fn read(&self, input: Input, out: &mut Prepared) -> Result<(), Invalid> {
+        let both = |field: &str, other: &str| {
+            Invalid::field(
+                self.param(field),
+                "conflicting_fields",
+                format!("{field} and {other} exclude each other"),
+            )
+        };
+        if input.spans.is_some() {
+            return Err(Invalid::field(
+                self.param("spans"),
+                "unsupported",
+                "spans are not supported by this version",
+            ));
+        }
+        if input.id.as_ref().is_some_and(|id| !id.is_string() && !id.is_number()) {
+            return Err(Invalid::field(self.param("id"), "invalid_value", "id must be a string or a number"));
+        }
+        let (prompt, prompt_field) = match (input.prompt, input.messages) {
+            (Some(_), Some(_)) => return Err(both("messages", "prompt")),
+            (Some(prompt), None) => (self.prompt(prompt, input.add_special_tokens)?, "prompt"),
+            (None, Some(messages)) => (self.messages(messages, input.add_special_tokens)?, "messages"),
+            (None, None) => {
+                let message = "an input needs a prompt or messages";
+                return Err(Invalid::field(self.param("prompt"), "missing_field", message));
+            }
+        };
+        let (responses, single) = match (input.response, input.responses) {
+            (Some(_), Some(_)) => return Err(both("responses", "response")),
+            (Some(response), None) => (vec![response], true),
+            (None, Some(responses)) => (responses, false),
+            (None, None) => {
+                let message = "an input needs a response or responses";
+                return Err(Invalid::field(self.param("response"), "missing_field", message));
+            }
+        };
+        if responses.is_empty() {
+            return Err(Invalid::field(
+                self.param("responses"),
+                "response_empty",
+                "responses holds no response",
+            ));
+        }
+        for (j, response) in responses.into_iter().enumerate() {
+            let param = if single { self.param("response") } else { self.param(&format!("responses[{j}]")) };
+            let (response_ids, offsets) = self.response(response, &param, &out.options)?;
+            let prompt_ids =
+                self.fit(&prompt, &response_ids, prompt_field, &param, out.options.truncate_prompt)?;
+            out.trajectories.push(Trajectory { prompt_ids, response_ids: response_ids.into() });
+            out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets });
+        }
+        Ok(())
+    }
+
+    fn prompt(&self, prompt: TextOrIds, add_special_tokens: bool) -> Result<Arc<[u32]>, Invalid> {
+        let param = self.param("prompt");
+        match prompt {
+            TextOrIds::Text(text) => Ok(self.encode(&text, add_special_tokens, &param)?.ids.into()),
+            TextOrIds::Ids(ids) => {
+                self.check_ids(&ids, &param)?;
+                Ok(ids.into())
+            }
+        }
+    }
+
+    fn messages(&self, messages: Vec<ChatMessage>, add_special_tokens: bool) -> Result<Arc<[u32]>, Invalid> {
+        let param = self.param("messages");
+        let messages: Vec<_> =
+            messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
+        let text = self.model.text().render(&messages).map_err(|e| text_error(&e, &param))?;
+        Ok(self.encode(&text, add_special_tokens, &param)?.ids.into())
+    }
+
+    /// Response ids, and their byte ranges when asked for.
+    #[allow(clippy::type_complexity)]
+    fn response(
+        &self,
+        response: TextOrIds,
+        param: &str,
+        options: &Options,
+    ) -> Result<(Vec<u32>, Option<Vec<[usize; 2]>>), Invalid> {
+        let (mut ids, mut offsets) = match response {
+            TextOrIds::Text(text) => {
+                let mut encoded = self.encode(&text, false, param)?;
+                encoded.ids.extend(options.eos);
+                encoded.offsets.extend(options.eos.map(|_| [text.len(), text.len()]));
+                (encoded.ids, Some(encoded.offsets))
+            }
+            TextOrIds::Ids(mut ids) => {
+                self.check_ids(&ids, param)?;
+                ids.extend(options.eos);
+                (ids, None)
+            }
+        };
+        ids.shrink_to_fit();
+        if ids.len() <= usize::from(options.eos.is_some()) {
+            return Err(Invalid::field(param, "response_empty", "the response holds no token"));
+        }
+        match options.include.offsets {
+            None => offsets = None,
+            Some(i) if offsets.is_none() => {
+                let message = format!("offsets are of response text; {param} is token ids");
+                return Err(Invalid::field(format!("include[{i}]"), "not_available", message));
+            }
+            Some(_) => {}
+        }
+        Ok((ids, offsets))
+    }
+
+    /// The prompt, shortened from the left where that is allowed and needed.
+    fn fit(
+        &self,
+        prompt: &Arc<[u32]>,
+        response: &[u32],
+        prompt_field: &str,
+        response_param: &str,
+        truncate_prompt: bool,
+    ) -> Result<Arc<[u32]>, Invalid> {
+        let context = self.model.context_length();
+        let least = self.model.min_prompt_tokens();
+        if prompt.len() < least {
+            let message =
+                "a vocabulary head reads the first reward at the prompt's last token; the prompt has none";
+            return Err(Invalid::field(self.param(prompt_field), "prompt_empty", message));
+        }
+        let total = prompt.len() + response.len();
+        if total <= context {
+            return Ok(prompt.clone());
+        }
+        if !truncate_prompt || response.len() + least > context {
+            let message = format!(
+                "{} prompt and {} response tokens, the context holds {context}",
+                prompt.len(),
+                response.len()
+            );
+            return Err(Invalid::field(response_param, "context_length_exceeded", message));
+        }
+        Ok(prompt[total - context..].into())
+    }
+
+    fn encode(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Encoded, Invalid> {
+        let encoded =
+            self.model.text().encode(text, add_special_tokens).map_err(|e| text_error(&e, param))?;
+        self.check_ids(&encoded.ids, param)?; // a tokenizer may know ids that the weights do not
+        Ok(encoded)
+    }
+
+    fn check_ids(&self, ids: &[u32], param: &str) -> Result<(), Invalid> {
+        let size = self.model.vocab_size();
+        match ids.iter().position(|id| *id as usize >= size) {
+            None => Ok(()),
+            Some(at) => {
+                let message = format!("token id {} at {at}, the vocabulary ends at {size}", ids[at]);
+                Err(Invalid::field(param, "token_id_out_of_range", message))
+            }
+        }
+    }
+}
+
+fn text_error(error: &TextError, param: &str) -> Invalid {
+    let code = match error {
+        TextError::Template(_) => "chat_template_error",
+        TextError::Missing(_) => "not_available",
+        _ => "tokenizer_error",
+    };
+    Invalid::field(param, code, error.to_string())
+}

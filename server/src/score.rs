@@ -1,0 +1,220 @@
+//! `qrm-server score`: the same engine offline, JSONL in, JSONL out.
+//!
+//! Two passes over the input: the first checks every row, so that a bad one is reported before hours of compute; the
+//! second scores. Rows are written in order, each in one write, so what a killed run leaves is all but its last row.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use qrm_model::{RewardModel, Trajectory};
+use qrm_proto::{Input, RewardsRequest};
+use serde_json::Value;
+
+use crate::config::ScoreArgs;
+use crate::engine::{Engine, Limits, Ticket};
+use crate::metrics::Metrics;
+use crate::request::answer::Pending;
+use crate::request::{Prepared, prepare};
+use crate::serve::load;
+
+/// Exit status of an input with a bad row.
+const BAD_ROW: u8 = 2;
+
+/// Scores the file; exit status 2 and a line number for a bad row.
+pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
+    let model = load(&args.engine.model)?;
+    let plan = match check(&args, &model)? {
+        Ok(plan) => plan,
+        Err(bad) => {
+            tracing::error!("{}: {bad}", args.input.display());
+            return Ok(ExitCode::from(BAD_ROW));
+        }
+    };
+    let mut output =
+        OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&args.output)?;
+    let done =
+        resume(&mut output, &plan).with_context(|| format!("cannot resume {}", args.output.display()))?;
+    if done > 0 {
+        tracing::info!(rows = done, "already in the output");
+    }
+
+    let limits = Limits {
+        max_batch_tokens: args.engine.max_batch_tokens,
+        max_queue_tokens: usize::MAX,
+        max_queue_requests: usize::MAX,
+    };
+    let engine = Engine::start(model.clone(), args.engine.threads, limits, Metrics::new()?)?;
+    let bar = progress(plan.rows[done..].iter().map(|r| r.tokens as u64).sum());
+    let mut writer = Writer { model: &model, output, bar };
+    let mut in_flight: VecDeque<(Row, Pending, Ticket)> = VecDeque::new();
+    let mut waiting = 0;
+    let mut rows = plan.rows.iter();
+    for (number, line) in lines(&args)?.enumerate() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let Some(row) = rows.next() else { anyhow::bail!("the input changed while it was scored") };
+        if row.index < done {
+            continue;
+        }
+        let prepared = read(&line, number + 1, &args, &model).map_err(anyhow::Error::msg)?.1;
+        let (trajectories, pending) = prepared.split();
+        waiting += row.tokens;
+        in_flight.push_back((*row, pending, engine.submit(trajectories, 0, None)?));
+        // Enough to fill the next batches while the worker computes, and no more in memory.
+        while waiting > 8 * args.engine.max_batch_tokens {
+            let Some((row, pending, ticket)) = in_flight.pop_front() else { break };
+            waiting -= row.tokens;
+            writer.write(row, pending, ticket)?;
+        }
+    }
+    for (row, pending, ticket) in in_flight {
+        writer.write(row, pending, ticket)?;
+    }
+    writer.output.sync_all()?;
+    writer.bar.finish();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the first pass learns of a row.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// Among rows.
+    index: usize,
+    /// Number of its first trajectory among all.
+    first: usize,
+    /// Its trajectories.
+    count: usize,
+    /// P + T over them.
+    tokens: usize,
+}
+
+struct Plan {
+    rows: Vec<Row>,
+    by_id: HashMap<String, usize>,
+}
+
+/// Reads every row. The inner error is a bad row's, with its line number.
+fn check(args: &ScoreArgs, model: &RewardModel) -> anyhow::Result<Result<Plan, String>> {
+    let mut plan = Plan { rows: Vec::new(), by_id: HashMap::new() };
+    let mut first = 0;
+    for (number, line) in lines(args)?.enumerate() {
+        let line = line.with_context(|| format!("line {}", number + 1))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let (id, prepared) = match read(&line, number + 1, args, model) {
+            Ok(row) => row,
+            Err(bad) => return Ok(Err(bad)),
+        };
+        let index = plan.rows.len();
+        if plan.by_id.insert(id.to_string(), index).is_some() {
+            return Ok(Err(format!("line {}: the id {id} appears twice", number + 1)));
+        }
+        let tokens = prepared.trajectories.iter().map(Trajectory::len).sum();
+        plan.rows.push(Row { index, first, count: prepared.trajectories.len(), tokens });
+        first += prepared.trajectories.len();
+    }
+    Ok(Ok(plan))
+}
+
+/// One row as the request it stands for; a row without an id goes by its line number.
+fn read(
+    line: &str,
+    number: usize,
+    args: &ScoreArgs,
+    model: &RewardModel,
+) -> Result<(Value, Prepared), String> {
+    let input: Input = serde_json::from_str(line).map_err(|e| format!("line {number}: {e}"))?;
+    let id = input.id.clone().unwrap_or_else(|| Value::from(number));
+    let request = RewardsRequest {
+        inputs: vec![Input { id: Some(id.clone()), ..input }],
+        reward: args.reward.clone(),
+        include: args.include.clone(),
+        append_eos: args.append_eos,
+        truncate_prompt: args.truncate_prompt,
+        ..RewardsRequest::default()
+    };
+    let prepared = prepare(request, model, "", usize::MAX).map_err(|e| {
+        let param = e.param.as_deref().unwrap_or_default();
+        format!("line {number}: {}: {e}", param.strip_prefix("inputs[0].").unwrap_or(param))
+    })?;
+    Ok((id, prepared))
+}
+
+fn lines(args: &ScoreArgs) -> anyhow::Result<std::io::Lines<BufReader<File>>> {
+    let file = File::open(&args.input).with_context(|| args.input.display().to_string())?;
+    Ok(BufReader::new(file).lines())
+}
+
+/// Rows that an earlier run finished. What it left of a row is cut off, and the file stands at its end.
+fn resume(output: &mut File, plan: &Plan) -> anyhow::Result<usize> {
+    let mut reader = BufReader::new(&mut *output);
+    let (mut done, mut kept, mut at, mut of_row) = (0, 0, 0u64, 0);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 || line.last() != Some(&b'\n') {
+            break;
+        }
+        let Ok(datum) = serde_json::from_slice::<Value>(&line) else { break };
+        match plan.by_id.get(&datum["id"].to_string()) {
+            Some(index) if *index == done => {}
+            _ => anyhow::bail!(
+                "row {} is not the input's next one; was another input scored into it?",
+                done + 1
+            ),
+        }
+        at += line.len() as u64;
+        of_row += 1;
+        if of_row == plan.rows[done].count {
+            (done, kept, of_row) = (done + 1, at, 0);
+        }
+    }
+    output.set_len(kept)?;
+    std::io::Seek::seek(output, std::io::SeekFrom::Start(kept))?;
+    Ok(done)
+}
+
+struct Writer<'a> {
+    model: &'a RewardModel,
+    output: File,
+    bar: ProgressBar,
+}
+
+impl Writer<'_> {
+    /// Waits for a row's scores and writes its lines.
+    fn write(&mut self, row: Row, pending: Pending, ticket: Ticket) -> anyhow::Result<()> {
+        let scores = ticket.blocking_answer().with_context(|| format!("row {}", row.index + 1))?;
+        let answer = pending.answer(scores, self.model, "", Duration::ZERO);
+        let mut text = Vec::new();
+        for mut datum in answer.data {
+            datum.index += row.first;
+            datum.input = row.index;
+            serde_json::to_writer(&mut text, &datum)?;
+            text.push(b'\n');
+        }
+        self.output.write_all(&text).context("the output cannot be written")?;
+        self.bar.inc(row.tokens as u64);
+        Ok(())
+    }
+}
+
+/// Tokens done, tokens/s and time left; nothing where stderr is not a terminal.
+fn progress(tokens: u64) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(tokens), target);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
