@@ -1,1 +1,14 @@
-//! .
+//! What black-box tests need: the real server as a process, a client that speaks to it, inputs to send.
+//!
+//! - [`server`]: starts `qrm-server` on a free port and stops it.
+//! - [`client`]: JSON over HTTP, every status an answer.
+//! - [`inputs`]: fixture checkpoints, reproducible random trajectories.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod inputs;
+pub mod server;
+
+pub use client::{Answer, Client};
+pub use inputs::{Rng, fixture};
+pub use server::Server;

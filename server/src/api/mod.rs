@@ -5,10 +5,12 @@
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
 //! - [`error`]: every refusal in one shape. `json`: bodies in.
 //! - [`auth`]: API keys. `observe`: one log line and one count per request.
+//! - `linger`: a refusal reaches the client.
 
 pub(crate) mod auth;
 pub(crate) mod error;
 mod json;
+mod linger;
 mod observe;
 mod rewards;
 mod status;
@@ -21,7 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use qrm_model::RewardModel;
 
@@ -60,6 +62,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(error::wrong_method)
         .layer(DefaultBodyLimit::disable()) // `json` has its own, with an error in our shape
         .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn(linger::linger))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

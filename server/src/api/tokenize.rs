@@ -28,7 +28,11 @@ pub(crate) async fn tokenize(
                 (text.render(&messages).map_err(|e| failed("messages", &e))?, "messages")
             }
             _ => {
-                return Err(Invalid::field("prompt", "missing_field", "one of prompt and messages is needed"));
+                return Err(Invalid::field(
+                    "prompt",
+                    "missing_field",
+                    "one of prompt and messages is needed",
+                ));
             }
         };
         let encoded = text.encode(&rendered, request.add_special_tokens).map_err(|e| failed(param, &e))?;

@@ -1,0 +1,9 @@
+//! The server from outside: real process, real HTTP, tiny checkpoints.
+
+mod bounds;
+mod contract;
+mod errors;
+mod golden;
+mod invariance;
+mod load;
+mod offline;

@@ -1,0 +1,68 @@
+//! Fixture checkpoints and reproducible random inputs.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// Token ids of the fixtures' vocabulary.
+pub const VOCABULARY: u32 = 509;
+
+/// Every fixture with a vocabulary head.
+pub const VOCAB_FIXTURES: [&str; 6] =
+    ["llama-tied", "llama3-rope", "mistral-window", "qwen2", "qwen2-peaked", "qwen3"];
+
+/// Path of a fixture checkpoint.
+pub fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// Its `golden.json`.
+pub fn golden(name: &str) -> Value {
+    let text = std::fs::read(Path::new(&fixture(name)).join("golden.json")).expect("golden.json");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+/// A small seeded generator (xorshift64*), so that a failing run can be repeated.
+pub struct Rng(u64);
+
+impl Rng {
+    /// Seeded.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n.max(1)
+    }
+
+    /// One of some.
+    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+
+    /// Token ids.
+    pub fn ids(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.below(VOCABULARY as usize) as u32).collect()
+    }
+
+    /// An input of token ids.
+    pub fn input(&mut self, prompt: usize, response: usize) -> Value {
+        json!({"prompt": self.ids(prompt), "response": self.ids(response)})
+    }
+
+    /// A request of `n` inputs with 2 to 40 prompt and 1 to 60 response tokens.
+    pub fn request(&mut self, n: usize) -> Value {
+        let inputs: Vec<_> = (0..n)
+            .map(|_| {
+                let (prompt, response) = (2 + self.below(39), 1 + self.below(60));
+                self.input(prompt, response)
+            })
+            .collect();
+        json!({"inputs": inputs})
+    }
+}
