@@ -1,5 +1,7 @@
 //! Forest attention: G responses below one prompt.
 
+use std::sync::Arc;
+
 use qrm_kernels::{Segment, forest_attention};
 
 use crate::machine::{best, pool, sgemm_gflops};
@@ -36,6 +38,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let start = args.prompt + g * args.response;
         segments.push(Segment { start, len: args.response, parent: Some(0), position: args.prompt });
     }
+    let segments: Arc<[Segment]> = segments.into();
     let n = args.prompt + args.group * args.response;
     let qkv = matrix(n, (args.q_heads + 2 * args.kv_heads) * args.head_dim, 1.0)?;
     let run = || forest_attention(&qkv, &segments, args.q_heads, args.kv_heads, None).map(drop);

@@ -6,9 +6,13 @@
 //! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
 //! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each.
 //! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix.
-//! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`.
+//! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
+//!   [`token_logits()`]: its face for training.
 //! - [`mmap`]: files as read-only memory.
-//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply's inner tile, `exp`.
+//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tile, `exp`.
+//!
+//! Ops have a backward for candle's autograd. Its sums over rows run in a fixed order too, so that a training run can
+//! be repeated bit for bit.
 //!
 //! # Batch invariance
 //!
@@ -24,14 +28,16 @@ pub mod reference;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod token_logits;
 pub mod token_reward;
 
 mod cpu;
 
 pub use attention::{Segment, forest_attention};
-pub use linear::linear;
+pub use linear::{Weight, linear};
 pub use panels::Panels;
 pub use rms_norm::rms_norm;
-pub use rope::{RopeTable, qk_rope};
+pub use rope::{QkNorm, RopeTable, qk_rope};
 pub use swiglu::swiglu;
+pub use token_logits::token_logits;
 pub use token_reward::{TokenReward, token_reward};

@@ -1,94 +1,97 @@
-//! `y = x Wᵀ (+ bias) (+ residual)` with packed weights.
-#![allow(unsafe_code)]
+//! `y = x Wᵀ (+ bias) (+ residual)`, and its way back.
+
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use crate::cpu::isa::Isa;
-use crate::cpu::tile::{MAX_ROWS, Tile, WIDTH, multiply};
-use crate::cpu::{f32_slice, output};
+use crate::cpu::product::{product, weight_gradient};
+use crate::cpu::{f32_slice, gradient, values};
 use crate::panels::Panels;
 
-/// Rows of one task: their inputs stay in L2 while the task's panels pass by.
-const TASK_ROWS: usize = 8 * MAX_ROWS;
-/// Panels of one task.
-const TASK_PANELS: usize = 6;
+/// A weight `[out, k]` to multiply by, f32.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Packed once and fixed from then on.
+    Packed(Arc<Panels>),
+    /// A tensor that autograd follows; packed at every use, which costs one pass over it.
+    Trained(Tensor),
+}
+
+impl Weight {
+    /// As the multiply reads it.
+    pub fn panels(&self) -> Result<Arc<Panels>> {
+        match self {
+            Self::Packed(panels) => Ok(panels.clone()),
+            Self::Trained(weight) => Ok(Arc::new(Panels::pack(weight)?)),
+        }
+    }
+
+    /// The same numbers, not followed by autograd.
+    pub fn detach(&self) -> Self {
+        match self {
+            Self::Packed(panels) => Self::Packed(panels.clone()),
+            Self::Trained(weight) => Self::Trained(weight.detach()),
+        }
+    }
+}
 
 /// `x [N, k]` times `weight [out, k]` transposed, plus `bias [out]`, plus `residual [N, out]`; f32, `[N, out]`.
+/// Gradients for `x` and `residual`, and for weight and `bias` where the weight is [`Weight::Trained`].
 pub fn linear(
     x: &Tensor,
-    weight: &Panels,
-    bias: Option<&[f32]>,
+    weight: &Weight,
+    bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    if bias.is_some_and(|b| b.len() != weight.out_dim()) {
-        bail!("linear: bias of {:?} for {weight:?}", bias.map(<[f32]>::len));
-    }
-    let op = Linear { weight, bias };
-    // Safety of the lifetime: ops without backward are run at once and not kept, so borrowing is enough.
-    match residual {
-        None => op.run1(x),
-        Some(residual) => op.run2(x, residual),
+    match weight {
+        Weight::Packed(weight) => {
+            let bias = bias.map(Tensor::to_vec1::<f32>).transpose()?;
+            if bias.as_ref().is_some_and(|b| b.len() != weight.out_dim()) {
+                bail!("linear: bias of {:?} for {weight:?}", bias.map(|b| b.len()));
+            }
+            let op = Packed { weight: weight.clone(), bias };
+            match residual {
+                None => x.apply_op1(op),
+                Some(residual) => x.apply_op2(residual, op),
+            }
+        }
+        Weight::Trained(weight) => {
+            let mut y = x.apply_op2(weight, Trained)?;
+            if let Some(bias) = bias {
+                y = y.broadcast_add(bias)?;
+            }
+            match residual {
+                None => Ok(y),
+                Some(residual) => y + residual,
+            }
+        }
     }
 }
 
-struct Linear<'a> {
-    weight: &'a Panels,
-    bias: Option<&'a [f32]>,
+struct Packed {
+    weight: Arc<Panels>,
+    bias: Option<Vec<f32>>,
 }
 
-impl Linear<'_> {
-    fn run1(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-
-    fn run2(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(residual, self)
-    }
-
+impl Packed {
     fn forward(&self, x: &[f32], shape: &Shape, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let (n, k) = shape.dims2()?;
         let out = self.weight.out_dim();
         if k != self.weight.in_dim() || residual.is_some_and(|r| r.len() != n * out) {
             bail!("linear: x {shape:?} does not fit {:?}", self.weight);
         }
-        let isa = Isa::detect();
-        let row_tasks = n.div_ceil(TASK_ROWS);
-        let panel_tasks = self.weight.count().div_ceil(TASK_PANELS);
-        let fill = |y: output::Output| {
-            (0..row_tasks * panel_tasks).into_par_iter().with_max_len(1).for_each(|task| {
-                let rows = (task % row_tasks) * TASK_ROWS..((task % row_tasks + 1) * TASK_ROWS).min(n);
-                let first = (task / row_tasks) * TASK_PANELS;
-                let mut tile = Tile::new();
-                for p in first..(first + TASK_PANELS).min(self.weight.count()) {
-                    let column = p * WIDTH;
-                    let width = WIDTH.min(out - column);
-                    for start in rows.clone().step_by(MAX_ROWS) {
-                        let count = MAX_ROWS.min(rows.end - start);
-                        multiply(isa, &x[start * k..], k, count, k, self.weight.panel(p), &mut tile);
-                        for i in 0..count {
-                            let at = (start + i) * out + column;
-                            // SAFETY: each (row, panel) belongs to one task.
-                            let y = unsafe { y.slice(at, width) };
-                            y.copy_from_slice(&tile.row(i)[..width]);
-                            if let Some(bias) = self.bias {
-                                y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
-                            }
-                            if let Some(residual) = residual {
-                                y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += r);
-                            }
-                        }
-                    }
-                }
-            });
-        };
-        // SAFETY: the tasks cover every row and every panel.
-        let y = unsafe { output::build(n * out, fill) };
+        let y = product(x, n, &self.weight, self.bias.as_deref(), residual);
         Ok((CpuStorage::F32(y), Shape::from((n, out))))
+    }
+
+    fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let g = g.contiguous()?;
+        let g = values("linear", &g)?;
+        gradient(product(&g, x.dim(0)?, &self.weight.transposed(), None, None), x.shape())
     }
 }
 
-impl CustomOp1 for Linear<'_> {
+impl CustomOp1 for Packed {
     fn name(&self) -> &'static str {
         "linear"
     }
@@ -96,9 +99,13 @@ impl CustomOp1 for Linear<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         self.forward(f32_slice("linear", x, layout)?, layout.shape(), None)
     }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        self.backward(x, g)
+    }
 }
 
-impl CustomOp2 for Linear<'_> {
+impl CustomOp2 for Packed {
     fn name(&self) -> &'static str {
         "linear"
     }
@@ -112,5 +119,60 @@ impl CustomOp2 for Linear<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let residual = f32_slice("linear", residual, residual_layout)?;
         self.forward(f32_slice("linear", x, layout)?, layout.shape(), Some(residual))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((self.backward(x, g)?, Some(g.clone())))
+    }
+}
+
+struct Trained;
+
+impl CustomOp2 for Trained {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((n, k), (out, width)) = (x_layout.shape().dims2()?, weight_layout.shape().dims2()?);
+        if k != width {
+            bail!("linear: x {:?} does not fit a weight of {:?}", x_layout.shape(), weight_layout.shape());
+        }
+        let weight = Panels::pack_slice(f32_slice("linear", weight, weight_layout)?, k);
+        let y = product(f32_slice("linear", x, x_layout)?, n, &weight, None, None);
+        Ok((CpuStorage::F32(y), Shape::from((n, out))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ((n, k), (out, _)) = (x.dims2()?, w.dims2()?);
+        let g = g.contiguous()?;
+        let g = values("linear", &g)?;
+        let dx = match x.track_op() {
+            true => {
+                let weight = Panels::pack_transposed(&values("linear", w)?, k);
+                gradient(product(&g, n, &weight, None, None), x.shape())?
+            }
+            false => None,
+        };
+        let dw = weight_gradient(&g, out, &values("linear", x)?, k, None);
+        Ok((dx, gradient(dw, w.shape())?))
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::tile::{Line, WIDTH, floats, floats_mut};
+use crate::cpu::values;
 
 /// A `[out, k]` weight as panels of 32 output columns: panel p holds `w[32p + j, kk]` at `[kk, j]`, the tail padded
 /// with zeros. f32.
@@ -38,36 +39,81 @@ impl Panels {
             }
             out += rows;
         }
-        let mut lines = vec![Line([0.0; 16]); out.div_ceil(WIDTH) * k * WIDTH / 16];
+        let mut packed = Self::zeros(out, k);
         let mut at = 0;
         for w in weights {
             let w = w.to_dtype(DType::F32)?.contiguous()?;
-            let (storage, layout) = w.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else {
-                bail!("panels: a CPU tensor expected")
-            };
-            let data = crate::cpu::f32_slice("panels", storage, layout)?;
-            let rows = data.len() / k.max(1);
-            // Whole panels in parallel; a panel that two weights share is visited once for each.
-            let last = (at + rows).div_ceil(WIDTH);
-            let first = at / WIDTH;
-            floats_mut(&mut lines)[first * k * WIDTH..last * k * WIDTH]
-                .par_chunks_mut((k * WIDTH).max(1))
-                .enumerate()
-                .for_each(|(p, panel)| {
-                    for j in 0..WIDTH {
-                        let column = (first + p) * WIDTH + j;
-                        if column >= at && column < at + rows {
-                            let row = &data[(column - at) * k..(column - at + 1) * k];
-                            for (kk, v) in row.iter().enumerate() {
-                                panel[kk * WIDTH + j] = *v;
-                            }
+            let w = values("panels", &w)?;
+            packed.fill(at, &w);
+            at += w.len() / k.max(1);
+        }
+        Ok(packed)
+    }
+
+    /// Packs `weight [out, k]`.
+    pub(crate) fn pack_slice(weight: &[f32], k: usize) -> Self {
+        let mut packed = Self::zeros(weight.len() / k.max(1), k);
+        packed.fill(0, weight);
+        packed
+    }
+
+    /// Rows of a weight to columns `at ..` of the panels.
+    fn fill(&mut self, at: usize, weight: &[f32]) {
+        let k = self.k;
+        let rows = weight.len() / k.max(1);
+        // Whole panels in parallel; a panel that two weights share is visited once for each.
+        let (first, last) = (at / WIDTH, (at + rows).div_ceil(WIDTH));
+        floats_mut(&mut self.lines)[first * k * WIDTH..last * k * WIDTH]
+            .par_chunks_mut((k * WIDTH).max(1))
+            .enumerate()
+            .for_each(|(p, panel)| {
+                for j in 0..WIDTH {
+                    let column = (first + p) * WIDTH + j;
+                    if column >= at && column < at + rows {
+                        let row = &weight[(column - at) * k..(column - at + 1) * k];
+                        for (kk, v) in row.iter().enumerate() {
+                            panel[kk * WIDTH + j] = *v;
                         }
                     }
-                });
-            at += rows;
-        }
-        Ok(Self { lines, out, k })
+                }
+            });
+    }
+
+    /// Packs the transpose of `matrix [rows, columns]`, as a weight `[columns, rows]`.
+    pub(crate) fn pack_transposed(matrix: &[f32], columns: usize) -> Self {
+        let rows = matrix.len() / columns.max(1);
+        let mut packed = Self::zeros(columns, rows);
+        floats_mut(&mut packed.lines).par_chunks_mut((rows * WIDTH).max(1)).enumerate().for_each(
+            |(p, panel)| {
+                let from = p * WIDTH..((p + 1) * WIDTH).min(columns);
+                for (line, row) in panel.chunks_exact_mut(WIDTH).zip(matrix.chunks_exact(columns)) {
+                    line[..from.len()].copy_from_slice(&row[from.clone()]);
+                }
+            },
+        );
+        packed
+    }
+
+    /// The packed transpose `[k, out]`: the way back through a multiply.
+    pub(crate) fn transposed(&self) -> Self {
+        let (out, k) = (self.out, self.k);
+        let mut packed = Self::zeros(k, out);
+        floats_mut(&mut packed.lines).par_chunks_mut((out * WIDTH).max(1)).enumerate().for_each(
+            |(q, panel)| {
+                let from = q * WIDTH..((q + 1) * WIDTH).min(k);
+                for (o, line) in panel.chunks_exact_mut(WIDTH).enumerate() {
+                    let source = floats(self.panel(o / WIDTH));
+                    for (to, kk) in line.iter_mut().zip(from.clone()) {
+                        *to = source[kk * WIDTH + o % WIDTH];
+                    }
+                }
+            },
+        );
+        packed
+    }
+
+    fn zeros(out: usize, k: usize) -> Self {
+        Self { lines: vec![Line([0.0; 16]); out.div_ceil(WIDTH) * k * WIDTH / 16], out, k }
     }
 
     /// Output columns.
@@ -97,13 +143,15 @@ impl Panels {
             bail!("gather: row {id} of a weight with {} rows", self.out);
         }
         let mut data = vec![0.0f32; ids.len() * self.k];
-        data.par_chunks_mut(self.k.max(1)).zip(ids).for_each(|(row, id)| {
-            let panel = floats(self.panel(*id as usize / WIDTH));
-            let j = *id as usize % WIDTH;
-            for (kk, v) in row.iter_mut().enumerate() {
-                *v = panel[kk * WIDTH + j];
-            }
-        });
+        data.par_chunks_mut(self.k.max(1)).zip(ids).for_each(|(row, id)| self.row(*id as usize, row));
         Tensor::from_vec(data, (ids.len(), self.k), &candle_core::Device::Cpu)
+    }
+
+    /// Copies row `id` of the original weight, `[k]`.
+    pub(crate) fn row(&self, id: usize, to: &mut [f32]) {
+        let panel = floats(self.panel(id / WIDTH));
+        for (kk, v) in to.iter_mut().enumerate() {
+            *v = panel[kk * WIDTH + id % WIDTH];
+        }
     }
 }

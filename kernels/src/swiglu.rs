@@ -4,14 +4,14 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::isa::multiversion;
-use crate::cpu::{f32_slice, math};
+use crate::cpu::{f32_slice, gradient, math, values};
 
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
 
 /// `gate_up [N, 2m]` (gate first) to `silu(gate) · up`, `[N, m]`, f32.
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    gate_up.apply_op1_no_bwd(&SwiGlu)
+    gate_up.apply_op1(SwiGlu)
 }
 
 struct SwiGlu;
@@ -36,12 +36,38 @@ impl CustomOp1 for SwiGlu {
         });
         Ok((CpuStorage::F32(y), Shape::from((n, m))))
     }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let g = g.contiguous()?;
+        let (x_values, g) = (values("swiglu", x)?, values("swiglu", &g)?);
+        let (width, m) = (x.dim(1)?, x.dim(1)? / 2);
+        let mut dx = vec![0.0f32; x_values.len()];
+        let rows = dx.par_chunks_mut(width * TASK_ROWS).zip(x_values.par_chunks(width * TASK_ROWS));
+        rows.zip(g.par_chunks(m * TASK_ROWS)).for_each(|((dx, x), g)| {
+            for ((dx, x), g) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(m)) {
+                let (d_gate, d_up) = dx.split_at_mut(m);
+                gate_backward(&x[..m], &x[m..], g, d_gate, d_up);
+            }
+        });
+        gradient(dx, x.shape())
+    }
 }
 
 multiversion! {
     fn gate(gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
             *y = g / (1.0 + math::exp(-g)) * u;
+        }
+    }
+}
+
+multiversion! {
+    /// `silu'(z) = σ(z) (1 + z (1 − σ(z)))`.
+    fn gate_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        for i in 0..gate.len().min(up.len()).min(g.len()).min(d_gate.len()).min(d_up.len()) {
+            let sigma = 1.0 / (1.0 + math::exp(-gate[i]));
+            d_gate[i] = g[i] * up[i] * sigma * (1.0 + gate[i] * (1.0 - sigma));
+            d_up[i] = g[i] * gate[i] * sigma;
         }
     }
 }

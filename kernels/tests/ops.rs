@@ -1,9 +1,12 @@
 //! Every op against its f64 reference on odd shapes and hostile values, and its bits against batching.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use qrm_kernels::{
-    Panels, RopeTable, Segment, forest_attention, linear, qk_rope, reference, rms_norm, swiglu, token_reward,
+    Panels, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm, swiglu,
+    token_reward,
 };
 
 /// Reproducible values in about ±3, without a dependency.
@@ -30,6 +33,10 @@ fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
+fn packed(weights: &[&Tensor]) -> Weight {
+    Weight::Packed(Arc::new(Panels::pack_rows(weights).unwrap()))
+}
+
 fn close(got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -44,15 +51,16 @@ fn linear_matches_on_odd_shapes() {
     {
         let (x, w) = (noise(n * k, 1), noise(out * k, 2));
         let (bias, residual) = (noise(out, 3), noise(n * out, 4));
-        let panels = Panels::pack(&tensor(&w, out)).unwrap();
+        let panels = packed(&[&tensor(&w, out)]);
         let x_t = Tensor::from_slice(&x, (n, k), &Device::Cpu).unwrap();
         let r_t = Tensor::from_slice(&residual, (n, out), &Device::Cpu).unwrap();
+        let bias_t = Tensor::from_slice(&bias, out, &Device::Cpu).unwrap();
         let mut want = reference::linear(&wide(&x), &wide(&w), k);
         close(&values(&linear(&x_t, &panels, None, None).unwrap()), &want, 1e-5);
         want.iter_mut()
             .enumerate()
             .for_each(|(i, y)| *y += f64::from(bias[i % out]) + f64::from(residual[i]));
-        close(&values(&linear(&x_t, &panels, Some(&bias), Some(&r_t)).unwrap()), &want, 1e-5);
+        close(&values(&linear(&x_t, &panels, Some(&bias_t), Some(&r_t)).unwrap()), &want, 1e-5);
     }
 }
 
@@ -60,16 +68,15 @@ fn linear_matches_on_odd_shapes() {
 fn joined_weights_are_their_parts_side_by_side() {
     let (a, b) = (noise(5 * 7, 1), noise(40 * 7, 2));
     let x = tensor(&noise(3 * 7, 3), 3);
-    let joined = Panels::pack_rows(&[&tensor(&a, 5), &tensor(&b, 40)]).unwrap();
+    let joined = packed(&[&tensor(&a, 5), &tensor(&b, 40)]);
     let y = values(&linear(&x, &joined, None, None).unwrap());
-    let alone =
-        |w: &[f32], rows| values(&linear(&x, &Panels::pack(&tensor(w, rows)).unwrap(), None, None).unwrap());
+    let alone = |w: &[f32], rows| values(&linear(&x, &packed(&[&tensor(w, rows)]), None, None).unwrap());
     let (ya, yb) = (alone(&a, 5), alone(&b, 40));
     for i in 0..3 {
         assert_eq!(y[i * 45..i * 45 + 5], ya[i * 5..][..5]);
         assert_eq!(y[i * 45 + 5..][..40], yb[i * 40..][..40]);
     }
-    assert_eq!(values(&joined.gather(&[44, 0, 4]).unwrap())[..7], b[39 * 7..]);
+    assert_eq!(values(&joined.panels().unwrap().gather(&[44, 0, 4]).unwrap())[..7], b[39 * 7..]);
 }
 
 #[test]
@@ -78,7 +85,11 @@ fn small_ops_match() {
         let (x, w) = (noise(3 * d, 1), noise(d, 2));
         let want: Vec<f64> =
             x.chunks(d).flat_map(|x| reference::rms_norm(&wide(x), &wide(&w), 1e-6)).collect();
-        close(&values(&rms_norm(&tensor(&x, 3), &w, 1e-6).unwrap()), &want, 1e-5);
+        close(
+            &values(&rms_norm(&tensor(&x, 3), &tensor(&w, 1).flatten_all().unwrap(), 1e-6).unwrap()),
+            &want,
+            1e-5,
+        );
         let gate_up: Vec<f32> = noise(6 * d, 3).iter().map(|v| v * 40.0).collect();
         let want: Vec<f64> = gate_up.chunks(2 * d).flat_map(|x| reference::swiglu(&wide(x))).collect();
         close(&values(&swiglu(&tensor(&gate_up, 3)).unwrap()), &want, 1e-5);
@@ -91,8 +102,8 @@ fn rope_rotates_queries_and_keys_only() {
     let width = (q_heads + 2 * kv_heads) * head;
     let inv_freq = [1.0, 0.1, 0.01];
     let x = noise(3 * width, 1);
-    let positions = [0, 500, 7];
-    let table = RopeTable::new(&inv_freq, 512);
+    let positions: Arc<[u32]> = [0, 500, 7].into();
+    let table = Arc::new(RopeTable::new(&inv_freq, 512));
     let y = values(&qk_rope(&tensor(&x, 3), &positions, &table, q_heads, kv_heads, None).unwrap());
     for (row, position) in positions.iter().enumerate() {
         let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
@@ -102,11 +113,11 @@ fn rope_rotates_queries_and_keys_only() {
         }
         assert_eq!(x[(q_heads + kv_heads) * head..], y[(q_heads + kv_heads) * head..]);
     }
-    assert!(qk_rope(&tensor(&x, 3), &[0, 512, 1], &table, q_heads, kv_heads, None).is_err());
+    assert!(qk_rope(&tensor(&x, 3), &[0, 512, 1].into(), &table, q_heads, kv_heads, None).is_err());
 }
 
 /// A root, two children and a grandchild; and a tree of its own.
-fn forest() -> (Vec<Segment>, usize) {
+fn forest() -> (Arc<[Segment]>, usize) {
     let shape = [(70, None), (5, Some(0)), (130, Some(0)), (1, Some(2)), (67, Some(2)), (33, None)];
     let mut segments: Vec<Segment> = Vec::new();
     let mut start = 0;
@@ -115,7 +126,7 @@ fn forest() -> (Vec<Segment>, usize) {
         segments.push(Segment { start, len, parent, position });
         start += len;
     }
-    (segments, start)
+    (segments.into(), start)
 }
 
 #[test]
@@ -143,7 +154,7 @@ fn attention_bits_do_not_depend_on_where_the_forest_is_cut() {
             segments.push(Segment { start, len: end - start, parent, position: start });
             start = end;
         }
-        values(&forest_attention(&qkv, &segments, 2, 1, None).unwrap())
+        values(&forest_attention(&qkv, &segments.into(), 2, 1, None).unwrap())
     };
     let whole = run(&[]);
     for cuts in [&[1][..], &[64], &[100], &[63, 65, 200], &[299]] {
@@ -206,17 +217,18 @@ proptest! {
     fn rows_do_not_see_their_neighbours(n in 1usize..60, pick in 0usize..60, threads in 1usize..4) {
         let (pick, d, v) = (pick % n, 48, 700);
         let hidden = tensor(&noise(n * d, 9), n);
-        let panels = Panels::pack(&tensor(&noise(v * d, 10), v)).unwrap();
+        let weight = packed(&[&tensor(&noise(v * d, 10), v)]);
+        let panels = weight.panels().unwrap();
         let targets: Vec<u32> = (0..n as u32).collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (all, y) = pool.install(|| {
-            (token_reward(&hidden, &panels, &targets).unwrap(), values(&linear(&hidden, &panels, None, None).unwrap()))
+            (token_reward(&hidden, &panels, &targets).unwrap(), values(&linear(&hidden, &weight, None, None).unwrap()))
         });
         let row = hidden.narrow(0, pick, 1).unwrap().contiguous().unwrap();
         let alone = token_reward(&row, &panels, &targets[pick..=pick]).unwrap();
         prop_assert_eq!(alone.logit[0].to_bits(), all.logit[pick].to_bits());
         prop_assert_eq!(alone.logsumexp[0].to_bits(), all.logsumexp[pick].to_bits());
         prop_assert_eq!(alone.entropy[0].to_bits(), all.entropy[pick].to_bits());
-        prop_assert_eq!(&values(&linear(&row, &panels, None, None).unwrap())[..], &y[pick * v..(pick + 1) * v]);
+        prop_assert_eq!(&values(&linear(&row, &weight, None, None).unwrap())[..], &y[pick * v..(pick + 1) * v]);
     }
 }

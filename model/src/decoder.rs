@@ -3,61 +3,20 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use qrm_kernels::{Panels, RopeTable, forest_attention, linear, qk_rope, rms_norm, swiglu};
+use qrm_kernels::{Panels, QkNorm, RopeTable, Segment, forest_attention, qk_rope, rms_norm, swiglu};
 
 use crate::checkpoint::config::RopeScaling;
-use crate::checkpoint::{Checkpoint, CheckpointError, DecoderConfig};
+use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
-
-/// A projection: packed weight and optional bias.
-struct Projection {
-    weight: Panels,
-    bias: Option<Vec<f32>>,
-}
-
-impl Projection {
-    /// Takes projections that read the same input, `(name, outputs)` each, as one.
-    fn load(
-        checkpoint: &mut Checkpoint,
-        prefix: &str,
-        parts: &[(&str, usize)],
-        input: usize,
-        with_bias: bool,
-    ) -> Result<Self, CheckpointError> {
-        let mut weights = Vec::with_capacity(parts.len());
-        let mut bias = Vec::new();
-        for (name, out) in parts {
-            weights.push(checkpoint.tensor(&format!("{prefix}.{name}.weight"), &[*out, input])?);
-            if with_bias {
-                bias.extend(vector(checkpoint, &format!("{prefix}.{name}.bias"), *out)?);
-            }
-        }
-        let weight = Panels::pack_rows(&weights.iter().collect::<Vec<_>>()).map_err(pack_error)?;
-        Ok(Self { weight, bias: with_bias.then_some(bias) })
-    }
-
-    fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> candle_core::Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_deref(), residual)
-    }
-}
+use crate::loader::Loader;
+use crate::projection::Projection;
 
 /// Where token embeddings come from.
-enum Embedding {
-    /// A matrix of its own, `[V, d]`.
+pub(crate) enum Embedding {
+    /// A matrix, `[V, d]`.
     Matrix(Tensor),
     /// The packed `lm_head`, read row by row: one copy in memory.
     Tied(Arc<Panels>),
-}
-
-struct Layer {
-    input_norm: Vec<f32>,
-    qkv: Projection,
-    qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    o: Projection,
-    post_norm: Vec<f32>,
-    gate_up: Projection,
-    down: Projection,
-    window: Option<usize>,
 }
 
 /// Positions whose rotations are kept. A longer batch makes its own: a million-token context must not cost memory
@@ -69,61 +28,93 @@ pub struct Decoder {
     config: DecoderConfig,
     embedding: Embedding,
     layers: Vec<Layer>,
-    final_norm: Vec<f32>,
-    rope: RopeTable,
+    final_norm: Tensor,
+    rope: Arc<RopeTable>,
+}
+
+/// What every layer reads of a batch.
+pub(crate) struct Context {
+    positions: Arc<[u32]>,
+    segments: Arc<[Segment]>,
+    rope: Arc<RopeTable>,
 }
 
 impl Decoder {
-    /// Takes the decoder's weights out of a checkpoint. `lm_head` is the packed head of a model that ties it.
-    pub fn load(checkpoint: &mut Checkpoint, lm_head: Option<Arc<Panels>>) -> Result<Self, CheckpointError> {
-        let config = checkpoint.config().clone();
+    /// Takes the decoder's weights. `tied` are the embeddings of a model that shares them with its head.
+    pub(crate) fn load(loader: &mut Loader<'_>, tied: Option<Embedding>) -> Result<Self, CheckpointError> {
+        let config = loader.checkpoint().config().clone();
         let (d, v) = (config.hidden_size, config.vocab_size);
-        let embedding = match lm_head {
-            Some(panels) => Embedding::Tied(panels),
-            None => Embedding::Matrix(checkpoint.tensor("model.embed_tokens.weight", &[v, d])?),
+        let embedding = match tied {
+            Some(embedding) => embedding,
+            None => Embedding::Matrix(loader.tensor("model.embed_tokens.weight", &[v, d])?),
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(checkpoint, &config, i))
+            .map(|i| Layer::load(loader, &config, i))
             .collect::<Result<_, CheckpointError>>()?;
-        let final_norm = vector(checkpoint, "model.norm.weight", d)?;
-        let rope = RopeTable::new(&inv_freq(&config), config.max_position_embeddings.min(ROPE_POSITIONS));
+        let final_norm = loader.tensor("model.norm.weight", &[d])?;
+        let positions = config.max_position_embeddings.min(ROPE_POSITIONS);
+        let rope = Arc::new(RopeTable::new(&inv_freq(&config), positions));
         Ok(Self { config, embedding, layers, final_norm, rope })
     }
 
-    /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`, f32.
+    /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`, f32. No gradients.
     pub fn forward(&self, forest: &Forest, rows: &[u32]) -> candle_core::Result<Tensor> {
-        let c = &self.config;
-        let eps = c.rms_norm_eps as f32;
-        let positions = forest.positions.iter().max().map_or(0, |last| *last as usize + 1);
-        let longer = (positions > self.rope.positions()).then(|| RopeTable::new(&inv_freq(c), positions));
-        let rope = longer.as_ref().unwrap_or(&self.rope);
-        let mut x = match &self.embedding {
-            Embedding::Matrix(matrix) => {
-                let ids = Tensor::from_slice(&forest.token_ids, forest.len(), &Device::Cpu)?;
-                matrix.index_select(&ids, 0)?
-            }
-            Embedding::Tied(panels) => panels.gather(&forest.token_ids)?,
-        };
+        let context = self.context(forest);
+        let mut x = self.embed(forest)?.detach();
         for layer in &self.layers {
-            let qkv = layer.qkv.forward(&rms_norm(&x, &layer.input_norm, eps)?, None)?;
-            let qk_norm = layer.qk_norm.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice(), eps));
-            let (q_heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads);
-            let qkv = qk_rope(&qkv, &forest.positions, rope, q_heads, kv_heads, qk_norm)?;
-            let attended = forest_attention(&qkv, &forest.segments, q_heads, kv_heads, layer.window)?;
-            drop(qkv);
-            x = layer.o.forward(&attended, Some(&x))?;
-            let gate_up = layer.gate_up.forward(&rms_norm(&x, &layer.post_norm, eps)?, None)?;
-            let gated = swiglu(&gate_up)?;
-            drop(gate_up);
-            x = layer.down.forward(&gated, Some(&x))?;
+            x = layer.detach().forward(&x, &context)?;
         }
+        Ok(self.finish(&x, rows)?.detach())
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(crate) fn context(&self, forest: &Forest) -> Context {
+        let positions = forest.positions.iter().max().map_or(0, |last| *last as usize + 1);
+        let rope = match positions > self.rope.positions() {
+            true => Arc::new(RopeTable::new(&inv_freq(&self.config), positions)),
+            false => self.rope.clone(),
+        };
+        Context { positions: forest.positions.clone(), segments: forest.segments.clone(), rope }
+    }
+
+    /// The tokens' embeddings, `[N, d]`.
+    pub(crate) fn embed(&self, forest: &Forest) -> candle_core::Result<Tensor> {
+        match &self.embedding {
+            Embedding::Matrix(matrix) => {
+                matrix.index_select(&Tensor::from_slice(&forest.token_ids, forest.len(), &Device::Cpu)?, 0)
+            }
+            Embedding::Tied(panels) => panels.gather(&forest.token_ids),
+        }
+    }
+
+    /// The final norm, at some rows.
+    pub(crate) fn finish(&self, x: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
         let rows = Tensor::from_slice(rows, rows.len(), &Device::Cpu)?;
-        rms_norm(&x.index_select(&rows, 0)?, &self.final_norm, eps)
+        rms_norm(&x.index_select(&rows, 0)?, &self.final_norm, self.config.rms_norm_eps as f32)
     }
 }
 
+/// Attention and MLP, each after a norm and beside a residual stream.
+#[derive(Clone)]
+pub(crate) struct Layer {
+    q_heads: usize,
+    kv_heads: usize,
+    eps: f32,
+    input_norm: Tensor,
+    qkv: Projection,
+    qk_norm: Option<QkNorm>,
+    o: Projection,
+    post_norm: Tensor,
+    gate_up: Projection,
+    down: Projection,
+    window: Option<usize>,
+}
+
 impl Layer {
-    fn load(checkpoint: &mut Checkpoint, c: &DecoderConfig, index: usize) -> Result<Self, CheckpointError> {
+    fn load(loader: &mut Loader<'_>, c: &DecoderConfig, index: usize) -> Result<Self, CheckpointError> {
         let prefix = format!("model.layers.{index}");
         let (d, m) = (c.hidden_size, c.intermediate_size);
         let q = c.num_attention_heads * c.head_dim;
@@ -131,22 +122,55 @@ impl Layer {
         let attention = format!("{prefix}.self_attn");
         let mlp = format!("{prefix}.mlp");
         let qkv_parts = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let eps = c.rms_norm_eps as f32;
         Ok(Self {
-            input_norm: vector(checkpoint, &format!("{prefix}.input_layernorm.weight"), d)?,
-            qkv: Projection::load(checkpoint, &attention, &qkv_parts, d, c.qkv_bias)?,
+            q_heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            eps,
+            input_norm: loader.tensor(&format!("{prefix}.input_layernorm.weight"), &[d])?,
+            qkv: loader.projection(&attention, &qkv_parts, d, c.qkv_bias)?,
             qk_norm: match c.qk_norm {
-                true => Some((
-                    vector(checkpoint, &format!("{attention}.q_norm.weight"), c.head_dim)?,
-                    vector(checkpoint, &format!("{attention}.k_norm.weight"), c.head_dim)?,
-                )),
+                true => Some(QkNorm {
+                    q: loader.tensor(&format!("{attention}.q_norm.weight"), &[c.head_dim])?,
+                    k: loader.tensor(&format!("{attention}.k_norm.weight"), &[c.head_dim])?,
+                    eps,
+                }),
                 false => None,
             },
-            o: Projection::load(checkpoint, &attention, &[("o_proj", d)], q, c.o_bias)?,
-            post_norm: vector(checkpoint, &format!("{prefix}.post_attention_layernorm.weight"), d)?,
-            gate_up: Projection::load(checkpoint, &mlp, &[("gate_proj", m), ("up_proj", m)], d, c.mlp_bias)?,
-            down: Projection::load(checkpoint, &mlp, &[("down_proj", d)], m, c.mlp_bias)?,
+            o: loader.projection(&attention, &[("o_proj", d)], q, c.o_bias)?,
+            post_norm: loader.tensor(&format!("{prefix}.post_attention_layernorm.weight"), &[d])?,
+            gate_up: loader.projection(&mlp, &[("gate_proj", m), ("up_proj", m)], d, c.mlp_bias)?,
+            down: loader.projection(&mlp, &[("down_proj", d)], m, c.mlp_bias)?,
             window: c.sliding_window.get(index).copied().flatten(),
         })
+    }
+
+    /// `[N, d]` to `[N, d]`.
+    pub(crate) fn forward(&self, x: &Tensor, context: &Context) -> candle_core::Result<Tensor> {
+        let (q_heads, kv_heads) = (self.q_heads, self.kv_heads);
+        let qkv = self.qkv.forward(&rms_norm(x, &self.input_norm, self.eps)?, None)?;
+        let qkv = qk_rope(&qkv, &context.positions, &context.rope, q_heads, kv_heads, self.qk_norm.as_ref())?;
+        let attended = forest_attention(&qkv, &context.segments, q_heads, kv_heads, self.window)?;
+        drop(qkv);
+        let x = self.o.forward(&attended, Some(x))?;
+        let gate_up = self.gate_up.forward(&rms_norm(&x, &self.post_norm, self.eps)?, None)?;
+        let gated = swiglu(&gate_up)?;
+        drop(gate_up);
+        self.down.forward(&gated, Some(&x))
+    }
+
+    /// The same numbers, not followed by autograd.
+    pub(crate) fn detach(&self) -> Self {
+        Self {
+            input_norm: self.input_norm.detach(),
+            qkv: self.qkv.detach(),
+            qk_norm: self.qk_norm.as_ref().map(|n| QkNorm { q: n.q.detach(), k: n.k.detach(), eps: n.eps }),
+            o: self.o.detach(),
+            post_norm: self.post_norm.detach(),
+            gate_up: self.gate_up.detach(),
+            down: self.down.detach(),
+            ..*self
+        }
     }
 }
 
@@ -178,17 +202,4 @@ fn inv_freq(config: &DecoderConfig) -> Vec<f64> {
             })
             .collect(),
     }
-}
-
-/// Takes a one-dimensional weight.
-pub(crate) fn vector(
-    checkpoint: &mut Checkpoint,
-    name: &str,
-    len: usize,
-) -> Result<Vec<f32>, CheckpointError> {
-    checkpoint.tensor(name, &[len])?.to_vec1().map_err(pack_error)
-}
-
-pub(crate) fn pack_error(error: candle_core::Error) -> CheckpointError {
-    CheckpointError::Weights(error.to_string())
 }

@@ -6,6 +6,7 @@
 //! contiguous and parents come before their children.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use qrm_kernels::Segment;
 
@@ -17,9 +18,9 @@ pub struct Forest {
     /// Token ids, `[N]`.
     pub token_ids: Vec<u32>,
     /// Position of each token in its trajectory, `[N]`.
-    pub positions: Vec<u32>,
+    pub positions: Arc<[u32]>,
     /// The segments, parents first.
-    pub segments: Vec<Segment>,
+    pub segments: Arc<[Segment]>,
     /// Per trajectory: the segment that holds its last token.
     leaves: Vec<usize>,
     /// Per trajectory: tokens that no earlier one of the batch had.
@@ -85,32 +86,23 @@ impl Forest {
             nodes[node].ends.push(i);
         }
 
-        let mut forest = Self {
-            token_ids: Vec::new(),
-            positions: Vec::new(),
-            segments: Vec::new(),
-            leaves: vec![usize::MAX; batch.len()],
-            fresh,
-        };
+        let (mut token_ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+        let mut leaves = vec![usize::MAX; batch.len()];
         let mut stack: Vec<(usize, Option<usize>)> =
             nodes[0].children.values().rev().map(|child| (*child, None)).collect();
         while let Some((index, parent)) = stack.pop() {
             let node = &nodes[index];
-            let segment = forest.segments.len();
-            forest.segments.push(Segment {
-                start: forest.token_ids.len(),
-                len: node.end - node.begin,
-                parent,
-                position: node.begin,
-            });
-            forest.token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
-            forest.positions.extend(node.begin as u32..node.end as u32);
+            let segment = segments.len();
+            let len = node.end - node.begin;
+            segments.push(Segment { start: token_ids.len(), len, parent, position: node.begin });
+            token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
+            positions.extend(node.begin as u32..node.end as u32);
             for trajectory in &node.ends {
-                forest.leaves[*trajectory] = segment;
+                leaves[*trajectory] = segment;
             }
             stack.extend(node.children.values().rev().map(|child| (*child, Some(segment))));
         }
-        forest
+        Self { token_ids, positions: positions.into(), segments: segments.into(), leaves, fresh }
     }
 
     /// N: unique tokens.

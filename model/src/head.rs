@@ -1,12 +1,11 @@
 //! From hidden states to raw per-token scores.
 
-use std::sync::Arc;
+use candle_core::{Result, Tensor};
+use qrm_kernels::{Weight, linear, token_logits, token_reward};
 
-use candle_core::Tensor;
-use qrm_kernels::{Panels, linear, token_reward};
-
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::decoder::{pack_error, vector};
+use crate::checkpoint::CheckpointError;
+use crate::decoder::Embedding;
+use crate::loader::Loader;
 use crate::reward::{HeadKind, TokenScores};
 
 /// Names a scalar head's weight goes by.
@@ -15,39 +14,53 @@ const SCALAR_NAMES: [&str; 3] = ["score", "v_head", "reward_head"];
 /// What turns a hidden state into a number per response token.
 pub enum Head {
     /// Logits over the vocabulary, `[V, d]`, read at the position before each response token.
-    Vocab(Arc<Panels>),
+    Vocab(Weight),
     /// `v·h + b`, read at each response token's own position.
     Scalar {
         /// `[1, d]`.
-        weight: Panels,
+        weight: Weight,
         /// `[1]`.
-        bias: Option<Vec<f32>>,
+        bias: Option<Tensor>,
     },
 }
 
 impl Head {
-    /// Takes the head's weights out of a checkpoint.
-    pub fn load(checkpoint: &mut Checkpoint) -> Result<Self, CheckpointError> {
+    /// Takes the head's weights. Training may start a scalar head from a checkpoint that has none.
+    pub(crate) fn load(loader: &mut Loader<'_>) -> std::result::Result<Self, CheckpointError> {
+        let checkpoint = loader.checkpoint();
         let (d, v) = (checkpoint.config().hidden_size, checkpoint.config().vocab_size);
         if checkpoint.head() == HeadKind::QVocab {
             let name = match checkpoint.config().tie_word_embeddings {
                 true => "model.embed_tokens.weight",
                 false => "lm_head.weight",
             };
-            let weight = checkpoint.tensor(name, &[v, d])?;
-            return Ok(Self::Vocab(Arc::new(Panels::pack(&weight).map_err(pack_error)?)));
+            return Ok(Self::Vocab(loader.weight(name, [v, d])?));
         }
-        let found: Vec<_> = SCALAR_NAMES.iter().filter(|n| checkpoint.has(&format!("{n}.weight"))).collect();
-        let [name] = found[..] else {
-            return Err(CheckpointError::Weights(format!(
-                "a scalar head needs one of score.weight, v_head.weight, reward_head.weight; found {found:?}"
-            )));
+        let found = SCALAR_NAMES.iter().filter(|name| checkpoint.has(&format!("{name}.weight")));
+        let name = match found.collect::<Vec<_>>()[..] {
+            [name] => *name,
+            [] if loader.is_training() => {
+                let weight = Weight::Trained(loader.fresh("score.weight", [1, d])?);
+                return Ok(Self::Scalar { weight, bias: None });
+            }
+            ref found => {
+                return Err(CheckpointError::Weights(format!(
+                    "a scalar head needs one of score.weight, v_head.weight, reward_head.weight; found {found:?}"
+                )));
+            }
         };
-        let weight = checkpoint.tensor(&format!("{name}.weight"), &[1, d])?;
-        let weight = Panels::pack(&weight).map_err(pack_error)?;
         let bias = format!("{name}.bias");
-        let bias = if checkpoint.has(&bias) { Some(vector(checkpoint, &bias, 1)?) } else { None };
-        Ok(Self::Scalar { weight, bias })
+        let bias = if checkpoint.has(&bias) { Some(loader.tensor(&bias, &[1])?) } else { None };
+        Ok(Self::Scalar { weight: loader.weight(&format!("{name}.weight"), [1, d])?, bias })
+    }
+
+    /// The embeddings of a decoder that ties them to this head.
+    pub(crate) fn embedding(&self) -> Option<Embedding> {
+        match self {
+            Self::Vocab(Weight::Packed(panels)) => Some(Embedding::Tied(panels.clone())),
+            Self::Vocab(Weight::Trained(weight)) => Some(Embedding::Matrix(weight.clone())),
+            Self::Scalar { .. } => None,
+        }
     }
 
     /// How far before its own position a response token's score is read: 1 for logits, 0 for scalars.
@@ -59,16 +72,24 @@ impl Head {
     }
 
     /// Scores of the tokens `targets [N]`, read from `hidden [N, d]`.
-    pub fn forward(&self, hidden: &Tensor, targets: &[u32]) -> candle_core::Result<TokenScores> {
+    pub fn forward(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenScores> {
         match self {
             Self::Vocab(weight) => {
-                let r = token_reward(hidden, weight, targets)?;
+                let r = token_reward(hidden, &*weight.panels()?, targets)?;
                 Ok(TokenScores { logit: r.logit, logsumexp: r.logsumexp, max: r.max, entropy: r.entropy })
             }
-            Self::Scalar { weight, bias } => {
-                let logit = linear(hidden, weight, bias.as_deref(), None)?.flatten_all()?.to_vec1()?;
+            Self::Scalar { .. } => {
+                let logit = self.tracked(hidden, targets)?.flatten_all()?.to_vec1()?;
                 Ok(TokenScores { logit, ..TokenScores::default() })
             }
+        }
+    }
+
+    /// The same followed by autograd: `[logit, logsumexp]` of a vocabulary head, `[N, 2]`; `[N, 1]` of a scalar head.
+    pub(crate) fn tracked(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Vocab(weight) => token_logits(hidden, weight, targets),
+            Self::Scalar { weight, bias } => linear(hidden, weight, bias.as_ref(), None),
         }
     }
 }

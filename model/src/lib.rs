@@ -7,18 +7,23 @@
 //! - [`trajectory`]: prompt and response token ids, the unit of work.
 //! - [`forest`]: a batch of trajectories as segments with shared prefixes, each token computed once.
 //! - [`decoder`]: the one decoder; Llama, Mistral, Qwen2 and Qwen3 are settings of it.
+//!   `loader` and `projection` are parts of it.
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
 //! - [`reward`]: reward definitions over raw scores, and their normalisation.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
+//! - [`training`]: what is trained, LoRA, and gradients with per-layer checkpointing.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod decoder;
 pub mod forest;
 pub mod head;
+mod loader;
+mod projection;
 pub mod reward;
 pub mod reward_model;
 pub mod text;
+pub mod training;
 pub mod trajectory;
 
 pub use checkpoint::{Checkpoint, CheckpointError};

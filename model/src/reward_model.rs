@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
+
 use crate::checkpoint::{Checkpoint, CheckpointError, DecoderConfig};
 use crate::decoder::Decoder;
 use crate::forest::Forest;
 use crate::head::Head;
+use crate::loader::Loader;
 use crate::reward::{HeadKind, TokenScores};
 use crate::text::TextProcessor;
+use crate::training::{Gradients, Method, Parameters, Pass};
 use crate::trajectory::Trajectory;
 
 /// Why a batch could not be scored.
@@ -42,6 +46,13 @@ pub struct BatchScores {
     pub computed_tokens: Vec<usize>,
 }
 
+/// A batch laid out: which rows of the forest the head reads, and for which tokens.
+struct Plan {
+    forest: Forest,
+    rows: Vec<u32>,
+    targets: Vec<u32>,
+}
+
 /// A reward model ready to score. `Send + Sync`; [`RewardModel::score`] spreads over the calling rayon pool.
 pub struct RewardModel {
     config: DecoderConfig,
@@ -50,23 +61,44 @@ pub struct RewardModel {
     text: TextProcessor,
     decoder: Decoder,
     head: Head,
+    trained: Parameters,
 }
 
 impl RewardModel {
     /// Loads a Hugging Face checkpoint directory onto the CPU in f32.
     pub fn load(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::build(dir, Checkpoint::open(dir)?, None)
+    }
+
+    /// Loads a checkpoint to be trained as a reward model of `kind`. A scalar head that the checkpoint does not have
+    /// is made from `seed`, as adapters are.
+    pub fn load_for_training(
+        dir: &Path,
+        kind: HeadKind,
+        method: &Method,
+        seed: u64,
+    ) -> Result<Self, CheckpointError> {
+        Self::build(dir, Checkpoint::open(dir)?.as_head(kind), Some((method, seed)))
+    }
+
+    fn build(
+        dir: &Path,
+        mut checkpoint: Checkpoint,
+        training: Option<(&Method, u64)>,
+    ) -> Result<Self, CheckpointError> {
         let text = TextProcessor::load(dir)?;
-        let mut checkpoint = Checkpoint::open(dir)?;
         let (config, kind) = (checkpoint.config().clone(), checkpoint.head());
-        let head = Head::load(&mut checkpoint)?;
-        let tied = match &head {
-            Head::Vocab(panels) if config.tie_word_embeddings => Some(panels.clone()),
-            _ => None,
+        let mut loader = match training {
+            None => Loader::fixed(&mut checkpoint),
+            Some((method, seed)) => Loader::training(&mut checkpoint, method, seed),
         };
-        let decoder = Decoder::load(&mut checkpoint, tied)?;
+        let head = Head::load(&mut loader)?;
+        let tied = if config.tie_word_embeddings { head.embedding() } else { None };
+        let decoder = Decoder::load(&mut loader, tied)?;
+        let trained = loader.into_parameters();
         let parameters = checkpoint.parameters();
         checkpoint.finish()?;
-        Ok(Self { config, kind, parameters, text, decoder, head })
+        Ok(Self { config, kind, parameters, text, decoder, head, trained })
     }
 
     /// What the head gives.
@@ -109,19 +141,19 @@ impl RewardModel {
         &self.text
     }
 
+    /// What is trained; empty of a model that is only served.
+    pub fn trained(&self) -> &Parameters {
+        &self.trained
+    }
+
+    /// The decoder's settings.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.
     pub fn score(&self, batch: &[Trajectory]) -> Result<BatchScores, ModelError> {
-        for (index, trajectory) in batch.iter().enumerate() {
-            self.check(trajectory).map_err(|message| ModelError::Trajectory { index, message })?;
-        }
-        let forest = Forest::new(batch);
-        let lookback = self.head.lookback();
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
-        for (i, trajectory) in batch.iter().enumerate() {
-            let first = trajectory.prompt_ids.len() - lookback;
-            rows.extend_from_slice(&forest.rows(i)[first..trajectory.len() - lookback]);
-            targets.extend_from_slice(&trajectory.response_ids);
-        }
+        let Plan { forest, rows, targets } = self.plan(batch)?;
         let mut all = TokenScores::default();
         if !forest.is_empty() {
             all = self.head.forward(&self.decoder.forward(&forest, &rows)?, &targets)?;
@@ -138,6 +170,41 @@ impl RewardModel {
             at = end;
         }
         Ok(BatchScores { scores, computed_tokens: (0..batch.len()).map(|i| forest.fresh(i)).collect() })
+    }
+
+    /// Runs a batch forward, makes a loss of what the head says, and adds its gradients to `gradients`.
+    ///
+    /// `loss` gets the head's outputs on all response tokens in the order of the batch: `[R, 2]` of a vocabulary head
+    /// (logit, logsumexp), `[R, 1]` of a scalar head, f32; it gives a scalar. With `checkpointing` a layer's activations
+    /// are computed again on the way back instead of kept.
+    pub fn train(
+        &self,
+        batch: &[Trajectory],
+        checkpointing: bool,
+        gradients: &mut Gradients,
+        loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<f32, ModelError> {
+        let Plan { forest, rows, targets } = self.plan(batch)?;
+        let (pass, outputs) = Pass::run(&self.decoder, &self.head, &forest, &rows, &targets, checkpointing)?;
+        let loss = loss(&outputs)?;
+        let value = loss.to_scalar()?;
+        pass.backward(&loss, &self.trained, gradients)?;
+        Ok(value)
+    }
+
+    fn plan(&self, batch: &[Trajectory]) -> Result<Plan, ModelError> {
+        for (index, trajectory) in batch.iter().enumerate() {
+            self.check(trajectory).map_err(|message| ModelError::Trajectory { index, message })?;
+        }
+        let forest = Forest::new(batch);
+        let lookback = self.head.lookback();
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for (i, trajectory) in batch.iter().enumerate() {
+            let first = trajectory.prompt_ids.len() - lookback;
+            rows.extend_from_slice(&forest.rows(i)[first..trajectory.len() - lookback]);
+            targets.extend_from_slice(&trajectory.response_ids);
+        }
+        Ok(Plan { forest, rows, targets })
     }
 
     fn check(&self, t: &Trajectory) -> Result<(), String> {

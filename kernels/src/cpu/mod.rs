@@ -3,9 +3,13 @@
 pub(crate) mod isa;
 pub(crate) mod math;
 pub(crate) mod output;
+pub(crate) mod product;
 pub(crate) mod tile;
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use std::ops::{Deref, Range};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The f32 data of a contiguous operand.
 pub(crate) fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -16,4 +20,32 @@ pub(crate) fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) 
     }
 }
 
-use candle_core::backend::BackendStorage;
+/// The f32 data of a contiguous CPU tensor, locked for reading while this lives: what a backward works on.
+pub(crate) fn values<'a>(op: &str, tensor: &'a Tensor) -> Result<impl Deref<Target = [f32]> + use<'a>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => Ok(Values { storage, range: start..end }),
+        _ => bail!("{op}: a contiguous f32 CPU tensor expected, got {tensor:?}"),
+    }
+}
+
+struct Values<Guard> {
+    storage: Guard,
+    range: Range<usize>,
+}
+
+impl<Guard: Deref<Target = Storage>> Deref for Values<Guard> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
+            _ => &[], // `values` lets nothing else through
+        }
+    }
+}
+
+/// A gradient in the shape of what it belongs to.
+pub(crate) fn gradient(values: Vec<f32>, shape: &Shape) -> Result<Option<Tensor>> {
+    Tensor::from_vec(values, shape, &Device::Cpu).map(Some)
+}

@@ -128,6 +128,12 @@ impl Checkpoint {
         self.head
     }
 
+    /// The same checkpoint read as another kind of reward model: what training starts from.
+    pub fn as_head(mut self, head: HeadKind) -> Self {
+        self.head = head;
+        self
+    }
+
     /// The type most weights are stored in: `F32`, `BF16`, `Q4_1`, ...
     pub fn stored_dtype(&self) -> &str {
         self.weights.stored_dtype()

@@ -1,0 +1,204 @@
+//! The way there: one pass over the keys per block of queries, online softmax.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{Chain, Heads, KEYS, QUERIES, Segment, chain, rows};
+use crate::cpu::isa::{Isa, multiversion};
+use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
+use crate::cpu::{math, output};
+
+/// Some queries of one segment for one key/value head.
+struct Task<'a> {
+    chain: &'a Chain,
+    row: usize,
+    len: usize,
+    position: usize,
+    kv_head: usize,
+}
+
+/// The outputs `[n, q_heads · head_dim]` and the rows' logsumexp `[n, q_heads]`.
+pub(super) fn forward(qkv: &[f32], n: usize, segments: &[Segment], heads: Heads) -> (Vec<f32>, Vec<f32>) {
+    let chains: Vec<_> = (0..segments.len()).map(|i| chain(segments, i)).collect();
+    let mut tasks = Vec::new();
+    for (segment, chain) in segments.iter().zip(&chains) {
+        for offset in (0..segment.len).step_by(QUERIES) {
+            for kv_head in 0..heads.kv {
+                tasks.push(Task {
+                    chain,
+                    row: segment.start + offset,
+                    len: QUERIES.min(segment.len - offset),
+                    position: segment.position + offset,
+                    kv_head,
+                });
+            }
+        }
+    }
+    // Longest first, so that no core is left with a long one at the end.
+    tasks.sort_by_key(|t| std::cmp::Reverse((t.position + t.len) * t.len));
+    let mut logsumexp = Vec::new();
+    let fill = |out: output::Output| {
+        let each = |sums: output::Output| {
+            tasks.par_iter().with_max_len(1).for_each_init(
+                || Scratch::new(heads),
+                |scratch, task| run(task, qkv, heads, scratch, out, sums),
+            );
+        };
+        // SAFETY: the tasks cover every row and query head.
+        logsumexp = unsafe { output::build(n * heads.q, each) };
+    };
+    // SAFETY: as above.
+    let out = unsafe { output::build(n * heads.q * heads.dim, fill) };
+    (out, logsumexp)
+}
+
+/// One thread's working memory, O(head_dim), whatever the sequence length.
+struct Scratch {
+    /// Queries, scaled, `[QUERIES · group, head]`.
+    q: Vec<f32>,
+    /// Keys of a block as two panels `[head, WIDTH]`.
+    k: Vec<Line>,
+    /// Values of a block as ⌈head/32⌉ panels `[KEYS, WIDTH]`.
+    v: Vec<Line>,
+    /// Unnormalised output, `[QUERIES · group, head]`.
+    acc: Vec<f32>,
+    /// Running maximum and Σexp of each query row.
+    max: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(heads: Heads) -> Self {
+        let (head, rows) = (heads.dim, QUERIES * heads.group());
+        Self {
+            q: vec![0.0; rows * head],
+            k: vec![Line([0.0; 16]); KEYS * head / 16],
+            v: vec![Line([0.0; 16]); head.div_ceil(WIDTH) * KEYS * WIDTH / 16],
+            acc: vec![0.0; rows * head],
+            max: vec![0.0; rows],
+            sum: vec![0.0; rows],
+        }
+    }
+}
+
+fn run(
+    task: &Task<'_>,
+    qkv: &[f32],
+    heads: Heads,
+    s: &mut Scratch,
+    out: output::Output,
+    logsumexp: output::Output,
+) {
+    let isa = Isa::detect();
+    let (head, group, width, scale) = (heads.dim, heads.group(), heads.width(), heads.scale());
+    let rows = task.len * group;
+    for i in 0..rows {
+        let from = (task.row + i / group) * width + (task.kv_head * group + i % group) * head;
+        let to = &mut s.q[i * head..(i + 1) * head];
+        to.iter_mut().zip(&qkv[from..from + head]).for_each(|(q, x)| *q = x * scale);
+    }
+    s.acc[..rows * head].fill(0.0);
+    s.max[..rows].fill(f32::NEG_INFINITY);
+    s.sum[..rows].fill(0.0);
+
+    let end = task.position + task.len;
+    for keys in heads.blocks(task.position, end) {
+        gather(task, qkv, heads, keys..(keys + KEYS).min(end), s);
+        for first in (0..rows).step_by(MAX_ROWS) {
+            let count = MAX_ROWS.min(rows - first);
+            if task.position + (first + count - 1) / group < keys {
+                continue; // the whole tile lies before this block
+            }
+            let mut scores = [0.0f32; MAX_ROWS * KEYS];
+            let mut tile = Tile::new();
+            for half in 0..KEYS / WIDTH {
+                let panel = &s.k[half * head * WIDTH / 16..];
+                multiply(isa, &s.q[first * head..], head, count, head, panel, &mut tile);
+                for i in 0..count {
+                    scores[i * KEYS + half * WIDTH..][..WIDTH].copy_from_slice(tile.row(i));
+                }
+            }
+            for i in 0..count {
+                let row = first + i;
+                let seen = heads.seen(task.position + row / group, keys);
+                softmax(
+                    &mut scores[i * KEYS..(i + 1) * KEYS],
+                    seen,
+                    &mut s.max[row],
+                    &mut s.sum[row],
+                    &mut s.acc[row * head..(row + 1) * head],
+                );
+            }
+            for p in 0..head.div_ceil(WIDTH) {
+                let panel = &s.v[p * KEYS * WIDTH / 16..];
+                multiply(isa, &scores, KEYS, count, KEYS, panel, &mut tile);
+                let columns = p * WIDTH..((p + 1) * WIDTH).min(head);
+                for i in 0..count {
+                    let acc = &mut s.acc[(first + i) * head..][columns.clone()];
+                    acc.iter_mut().zip(tile.row(i)).for_each(|(a, o)| *a += o);
+                }
+            }
+        }
+    }
+    for i in 0..rows {
+        let at = (task.row + i / group) * heads.q * head + (task.kv_head * group + i % group) * head;
+        // SAFETY: each (row, query head) belongs to one task.
+        let y = unsafe { out.slice(at, head) };
+        let norm = 1.0 / s.sum[i];
+        y.iter_mut().zip(&s.acc[i * head..]).for_each(|(y, a)| *y = a * norm);
+        // SAFETY: as above.
+        let sum = unsafe { logsumexp.slice(at / head, 1) };
+        sum[0] = s.max[i] + s.sum[i].ln();
+    }
+}
+
+/// Packs the keys and values at `positions` into panels; positions past the end are zeros.
+fn gather(task: &Task<'_>, qkv: &[f32], heads: Heads, positions: Range<usize>, s: &mut Scratch) {
+    let (head, width) = (heads.dim, heads.width());
+    let (k_column, v_column) = (heads.keys(task.kv_head), heads.values(task.kv_head));
+    let (k, v) = (floats_mut(&mut s.k), floats_mut(&mut s.v));
+    if positions.len() < KEYS {
+        k.fill(0.0);
+        v.fill(0.0);
+    }
+    for (j, row) in rows(task.chain, positions).enumerate() {
+        let row = &qkv[row * width..][..width];
+        let panel = &mut k[j / WIDTH * head * WIDTH + j % WIDTH..];
+        for (d, x) in row[k_column..k_column + head].iter().enumerate() {
+            panel[d * WIDTH] = *x;
+        }
+        for (p, part) in row[v_column..v_column + head].chunks(WIDTH).enumerate() {
+            v[p * KEYS * WIDTH + j * WIDTH..][..part.len()].copy_from_slice(part);
+        }
+    }
+}
+
+multiversion! {
+    /// Scores to weights `exp(s − max)` in place, zero but for the keys `seen`; the row's state moves to the new maximum.
+    fn softmax(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32, acc: &mut [f32]) {
+        for (j, s) in scores.iter_mut().enumerate() {
+            *s = if seen.contains(&j) { *s } else { f32::NEG_INFINITY };
+        }
+        let block = math::max(scores);
+        if block == f32::NEG_INFINITY {
+            scores.fill(0.0); // nothing here is seen by this row
+            return;
+        }
+        let new = if block > *max { block } else { *max };
+        let correction = math::exp(*max - new);
+        let mut lanes = [0.0f32; math::LANES];
+        for chunk in scores.chunks_exact_mut(math::LANES) {
+            for (l, s) in lanes.iter_mut().zip(chunk) {
+                *s = math::exp(*s - new);
+                *l += *s;
+            }
+        }
+        *sum = *sum * correction + math::tree(lanes, |a, b| a + b);
+        *max = new;
+        for a in acc {
+            *a *= correction;
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Causal attention over a forest of token segments, with online softmax and no score matrix.
+//!
+//! A segment's queries see their ancestors' keys and values and their own, causally. Keys are walked in blocks of
+//! [`KEYS`] absolute positions, whichever segments those positions lie in, so that a trajectory's bits
+//! do not depend on where the forest cut its prefix. `forward` is the way there, `backward` the way back
+//! (FlashAttention-2, arXiv 2307.08691: weights are made again from each row's logsumexp).
+
+mod backward;
+mod forward;
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use crate::cpu::{f32_slice, gradient, values};
+
+/// Key positions of one block.
+const KEYS: usize = 64;
+/// Query positions of one task.
+const QUERIES: usize = 64;
+
+/// A run of tokens computed once: rows `start .. start + len` of the packed batch, at positions `position ..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// First row in the packed batch.
+    pub start: usize,
+    /// Number of tokens.
+    pub len: usize,
+    /// Index of the segment it continues; always smaller than its own.
+    pub parent: Option<usize>,
+    /// Position of its first token: the tokens of all its ancestors.
+    pub position: usize,
+}
+
+/// `qkv [N, (q_heads + 2 kv_heads) · head_dim]`, rotated, to `[N, q_heads · head_dim]`, f32. Scores are scaled by
+/// `1/√head_dim`; with `window` a query sees the last `window` positions, its own included.
+pub fn forest_attention(
+    qkv: &Tensor,
+    segments: &Arc<[Segment]>,
+    q_heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let heads = q_heads + 2 * kv_heads;
+    let (n, width) = qkv.dims2()?;
+    if kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) || !width.is_multiple_of(heads) || width == 0 {
+        bail!("attention: {q_heads} query and {kv_heads} key heads in a width of {width}");
+    }
+    check(segments, n)?;
+    let heads = Heads { q: q_heads, kv: kv_heads, dim: width / heads, window };
+    qkv.apply_op1(Attention { segments: segments.clone(), heads, logsumexp: OnceLock::new() })
+}
+
+/// The segments cover the rows in order, and every one continues where its parent ends.
+fn check(segments: &[Segment], n: usize) -> Result<()> {
+    let mut covered = 0;
+    for (i, s) in segments.iter().enumerate() {
+        let position = match s.parent {
+            None => 0,
+            Some(p) if p < i => segments[p].position + segments[p].len,
+            Some(p) => bail!("attention: segment {i} has parent {p}"),
+        };
+        if s.start != covered || s.position != position {
+            bail!("attention: segment {i} is {s:?}, expected start {covered}, position {position}");
+        }
+        covered += s.len;
+    }
+    if covered != n {
+        bail!("attention: segments cover {covered} of {n} rows");
+    }
+    Ok(())
+}
+
+/// How a row of `qkv` is divided: queries, then keys, then values.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    q: usize,
+    kv: usize,
+    dim: usize,
+    window: Option<usize>,
+}
+
+impl Heads {
+    /// Query heads that read one key/value head.
+    fn group(self) -> usize {
+        self.q / self.kv
+    }
+
+    /// Of a row of `qkv`.
+    fn width(self) -> usize {
+        (self.q + 2 * self.kv) * self.dim
+    }
+
+    fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+
+    /// Column of `kv_head`'s keys.
+    fn keys(self, kv_head: usize) -> usize {
+        (self.q + kv_head) * self.dim
+    }
+
+    /// Column of `kv_head`'s values.
+    fn values(self, kv_head: usize) -> usize {
+        (self.q + self.kv + kv_head) * self.dim
+    }
+
+    /// Which keys of the block that starts at `block` the query at `position` sees.
+    fn seen(self, position: usize, block: usize) -> std::ops::Range<usize> {
+        let low = self.window.map_or(0, |w| (position + 1).saturating_sub(w)).saturating_sub(block);
+        let high = (position + 1).saturating_sub(block).min(KEYS);
+        low.min(high)..high
+    }
+
+    /// The blocks of keys that queries at `begin .. end` see, by their first position.
+    fn blocks(self, begin: usize, end: usize) -> impl Iterator<Item = usize> {
+        let first = self.window.map_or(0, |w| (begin + 1).saturating_sub(w));
+        (first / KEYS..end.div_ceil(KEYS)).map(|block| block * KEYS)
+    }
+}
+
+/// Root first: `(first position, first row)` of a segment's ancestors and itself.
+type Chain = Vec<(usize, usize)>;
+
+fn chain(segments: &[Segment], segment: usize) -> Chain {
+    let mut chain = Vec::new();
+    let mut at = Some(segment);
+    while let Some(i) = at {
+        chain.push((segments[i].position, segments[i].start));
+        at = segments[i].parent;
+    }
+    chain.reverse();
+    chain
+}
+
+/// The rows of the packed batch that hold `positions` of a chain.
+fn rows(chain: &[(usize, usize)], positions: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
+    let mut link = chain.iter().rposition(|(first, _)| *first <= positions.start).unwrap_or(0);
+    positions.map(move |position| {
+        while chain.get(link + 1).is_some_and(|(first, _)| *first <= position) {
+            link += 1;
+        }
+        chain[link].1 + position - chain[link].0
+    })
+}
+
+struct Attention {
+    segments: Arc<[Segment]>,
+    heads: Heads,
+    /// Of every row and query head, `[N, q_heads]`, left by the forward for the way back.
+    logsumexp: OnceLock<Vec<f32>>,
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "forest_attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, _) = layout.shape().dims2()?;
+        let qkv = f32_slice("forest_attention", qkv, layout)?;
+        let (out, logsumexp) = forward::forward(qkv, n, &self.segments, self.heads);
+        let _ = self.logsumexp.set(logsumexp);
+        Ok((CpuStorage::F32(out), Shape::from((n, self.heads.q * self.heads.dim))))
+    }
+
+    fn bwd(&self, qkv: &Tensor, out: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let Some(logsumexp) = self.logsumexp.get() else { bail!("attention: no forward came first") };
+        let g = g.contiguous()?;
+        let read = |t| values("forest_attention", t);
+        let saved = backward::Saved { qkv: &read(qkv)?, out: &read(out)?, g: &read(&g)?, logsumexp };
+        gradient(backward::backward(&saved, &self.segments, self.heads), qkv.shape())
+    }
+}

@@ -1,0 +1,77 @@
+//! The whole multiply: rows times panels on all threads, and the two products of its way back.
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::output;
+use super::tile::{MAX_ROWS, Tile, WIDTH, multiply};
+use crate::panels::Panels;
+
+/// Rows of one task: their inputs stay in L2 while the task's panels pass by.
+const TASK_ROWS: usize = 8 * MAX_ROWS;
+/// Panels of one task.
+const TASK_PANELS: usize = 6;
+
+/// `x [n, k]` times `weight [out, k]` transposed, `[n, out]`, plus `bias [out]` and `residual [n, out]`.
+pub(crate) fn product(
+    x: &[f32],
+    n: usize,
+    weight: &Panels,
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
+    let (k, out) = (weight.in_dim(), weight.out_dim());
+    let isa = Isa::detect();
+    let row_tasks = n.div_ceil(TASK_ROWS);
+    let panel_tasks = weight.count().div_ceil(TASK_PANELS);
+    let fill = |y: output::Output| {
+        (0..row_tasks * panel_tasks).into_par_iter().with_max_len(1).for_each(|task| {
+            let rows = (task % row_tasks) * TASK_ROWS..((task % row_tasks + 1) * TASK_ROWS).min(n);
+            let first = (task / row_tasks) * TASK_PANELS;
+            let mut tile = Tile::new();
+            for p in first..(first + TASK_PANELS).min(weight.count()) {
+                let column = p * WIDTH;
+                let width = WIDTH.min(out - column);
+                for start in rows.clone().step_by(MAX_ROWS) {
+                    let count = MAX_ROWS.min(rows.end - start);
+                    multiply(isa, &x[start * k..], k, count, k, weight.panel(p), &mut tile);
+                    for i in 0..count {
+                        let at = (start + i) * out + column;
+                        // SAFETY: each (row, panel) belongs to one task.
+                        let y = unsafe { y.slice(at, width) };
+                        y.copy_from_slice(&tile.row(i)[..width]);
+                        if let Some(bias) = bias {
+                            y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
+                        }
+                        if let Some(residual) = residual {
+                            y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += r);
+                        }
+                    }
+                }
+            }
+        });
+    };
+    // SAFETY: the tasks cover every row and every panel.
+    unsafe { output::build(n * out, fill) }
+}
+
+/// `Σ_i g[i, o] x[i, j]`, `[out, k]`: a weight's gradient from its input `x [n, k]` and the gradient `g [n, out]` of
+/// its output, plus what there is of it already.
+pub(crate) fn weight_gradient(g: &[f32], out: usize, x: &[f32], k: usize, sum: Option<&[f32]>) -> Vec<f32> {
+    product(&transpose(g, out), out, &Panels::pack_transposed(x, k), None, sum)
+}
+
+/// `x [n, columns]` as `[columns, n]`.
+fn transpose(x: &[f32], columns: usize) -> Vec<f32> {
+    let n = x.len() / columns.max(1);
+    let mut y = vec![0.0f32; x.len()];
+    y.par_chunks_mut((n * WIDTH).max(1)).enumerate().for_each(|(block, y)| {
+        for (i, row) in x.chunks_exact(columns).enumerate() {
+            for (j, v) in row[block * WIDTH..((block + 1) * WIDTH).min(columns)].iter().enumerate() {
+                y[j * n + i] = *v;
+            }
+        }
+    });
+    y
+}

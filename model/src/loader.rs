@@ -1,0 +1,134 @@
+//! Weights out of a checkpoint, held as they will be used: packed to serve, as variables to train.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+use qrm_kernels::{Panels, Weight};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::projection::{Adapter, Joined, Projection};
+use crate::training::{Method, Parameters};
+
+/// What a decoder and a head are loaded with.
+pub(crate) struct Loader<'a> {
+    checkpoint: &'a mut Checkpoint,
+    /// None: nothing is trained.
+    method: Option<&'a Method>,
+    parameters: Parameters,
+    rng: StdRng,
+}
+
+impl<'a> Loader<'a> {
+    /// Nothing trained.
+    pub(crate) fn fixed(checkpoint: &'a mut Checkpoint) -> Self {
+        Self { checkpoint, method: None, parameters: Parameters::default(), rng: StdRng::seed_from_u64(0) }
+    }
+
+    /// To be trained by `method`; `seed` makes what the checkpoint does not hold.
+    pub(crate) fn training(checkpoint: &'a mut Checkpoint, method: &'a Method, seed: u64) -> Self {
+        let (method, rng) = (Some(method), StdRng::seed_from_u64(seed));
+        Self { checkpoint, method, parameters: Parameters::default(), rng }
+    }
+
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        self.checkpoint
+    }
+
+    pub(crate) fn is_training(&self) -> bool {
+        self.method.is_some()
+    }
+
+    /// What is to be trained, in the order it was loaded.
+    pub(crate) fn into_parameters(self) -> Parameters {
+        self.parameters
+    }
+
+    /// A tensor as it is, or a variable where everything is trained.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
+        let tensor = self.checkpoint.tensor(name, shape)?;
+        match self.method {
+            Some(Method::Full) => self.variable(name, tensor),
+            _ => Ok(tensor),
+        }
+    }
+
+    /// A weight `[out, in]` to multiply by.
+    pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
+        let tensor = self.tensor(name, &shape)?;
+        match self.method {
+            Some(Method::Full) => Ok(Weight::Trained(tensor)),
+            _ => Ok(Weight::Packed(Arc::new(Panels::pack(&tensor).map_err(broken)?))),
+        }
+    }
+
+    /// A weight that training starts from noise: normal, deviation 0.02, as `transformers` does.
+    pub(crate) fn fresh(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, CheckpointError> {
+        let uniform = |rng: &mut StdRng| rng.random::<f64>().max(f64::MIN_POSITIVE);
+        let values = (0..shape.iter().product()).map(|_| {
+            let (a, b) = (uniform(&mut self.rng), uniform(&mut self.rng));
+            (0.02 * (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()) as f32
+        });
+        let tensor = Tensor::from_vec(values.collect(), &shape, &Device::Cpu).map_err(broken)?;
+        self.variable(name, tensor)
+    }
+
+    /// Projections `(name, outputs)` that read the same input, as one.
+    pub(crate) fn projection(
+        &mut self,
+        prefix: &str,
+        parts: &[(&str, usize)],
+        input: usize,
+        with_bias: bool,
+    ) -> Result<Projection, CheckpointError> {
+        let (mut weights, mut bias, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, out) in parts {
+            weights.push(self.tensor(&format!("{prefix}.{name}.weight"), &[*out, input])?);
+            if with_bias {
+                bias.push(self.tensor(&format!("{prefix}.{name}.bias"), &[*out])?);
+            }
+            adapters.push((*out, self.adapter(prefix, name, *out, input)?));
+        }
+        let weight = match self.method {
+            Some(Method::Full) => Joined::Trained(weights),
+            _ => {
+                let panels = Panels::pack_rows(&weights.iter().collect::<Vec<_>>()).map_err(broken)?;
+                Joined::Fixed(Weight::Packed(Arc::new(panels)))
+            }
+        };
+        Ok(Projection { weight, bias, parts: adapters })
+    }
+
+    /// A uniform in ±1/√in and B zero, as PEFT starts them.
+    fn adapter(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        out: usize,
+        input: usize,
+    ) -> Result<Option<Adapter>, CheckpointError> {
+        let Some(Method::Lora(lora)) = self.method.filter(|m| m.targets(name)) else { return Ok(None) };
+        let bound = 1.0 / (input as f32).sqrt();
+        let a = (0..lora.rank * input).map(|_| self.rng.random_range(-bound..bound)).collect();
+        let a = Tensor::from_vec(a, (lora.rank, input), &Device::Cpu).map_err(broken)?;
+        let b = Tensor::zeros((out, lora.rank), a.dtype(), &Device::Cpu).map_err(broken)?;
+        Ok(Some(Adapter {
+            a: self.variable(&format!("{prefix}.{name}.lora_A.weight"), a)?,
+            b: self.variable(&format!("{prefix}.{name}.lora_B.weight"), b)?,
+            scale: lora.alpha / lora.rank as f64,
+        }))
+    }
+
+    /// Registers a variable and gives it as the tensor that autograd follows.
+    pub(crate) fn variable(&mut self, name: &str, tensor: Tensor) -> Result<Tensor, CheckpointError> {
+        let var = Var::from_tensor(&tensor).map_err(broken)?;
+        let tensor = var.as_tensor().clone();
+        self.parameters.push(name, var);
+        Ok(tensor)
+    }
+}
+
+pub(crate) fn broken(error: candle_core::Error) -> CheckpointError {
+    CheckpointError::Weights(error.to_string())
+}
