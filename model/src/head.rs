@@ -40,8 +40,11 @@ impl Head {
         let name = match found.collect::<Vec<_>>()[..] {
             [name] => *name,
             [] if loader.is_training() => {
-                let weight = Weight::Trained(loader.fresh("score.weight", [1, d])?);
-                return Ok(Self::Scalar { weight, bias: None });
+                // `…ForTokenClassification` has a bias, `…ForSequenceClassification` none.
+                let with_bias = checkpoint.head() == HeadKind::QScalar;
+                let weight = Weight::Trained(loader.noise("score.weight", [1, d])?);
+                let bias = if with_bias { Some(loader.zeros("score.bias", &[1])?) } else { None };
+                return Ok(Self::Scalar { weight, bias });
             }
             ref found => {
                 return Err(CheckpointError::Weights(format!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use qrm_kernels::{Panels, Weight};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -64,7 +64,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A weight that training starts from noise: normal, deviation 0.02, as `transformers` does.
-    pub(crate) fn fresh(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, CheckpointError> {
+    pub(crate) fn noise(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, CheckpointError> {
         let uniform = |rng: &mut StdRng| rng.random::<f64>().max(f64::MIN_POSITIVE);
         let values = (0..shape.iter().product()).map(|_| {
             let (a, b) = (uniform(&mut self.rng), uniform(&mut self.rng));
@@ -72,6 +72,12 @@ impl<'a> Loader<'a> {
         });
         let tensor = Tensor::from_vec(values.collect(), &shape, &Device::Cpu).map_err(broken)?;
         self.variable(name, tensor)
+    }
+
+    /// A bias that training starts from zero.
+    pub(crate) fn zeros(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
+        let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu).map_err(broken)?;
+        self.variable(name, zeros)
     }
 
     /// Projections `(name, outputs)` that read the same input, as one.

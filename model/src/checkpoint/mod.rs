@@ -160,6 +160,17 @@ impl Checkpoint {
         Tensor::from_vec(values, shape, &Device::Cpu).map_err(|e| broken(e.to_string()))
     }
 
+    /// Everything that is stored and not taken yet, by Hugging Face name.
+    pub fn take_all(mut self) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+        let names: Vec<_> = self.weights.left().into_iter().map(str::to_owned).collect();
+        let take = |name: String| {
+            let shape = self.weights.shape(&name).unwrap_or_default().to_vec();
+            let tensor = self.tensor(&name, &shape)?;
+            Ok((name, tensor))
+        };
+        names.into_iter().map(take).collect()
+    }
+
     /// Whether the weights hold `name`, not taken yet.
     pub fn has(&self, name: &str) -> bool {
         self.weights.shape(name).is_some()

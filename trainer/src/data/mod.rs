@@ -1,0 +1,100 @@
+//! Training data: JSONL rows become token ids before training starts.
+//!
+//! - pairs: `{"prompt" | "messages", "chosen", "rejected"}`
+//! - sft: `{"prompt" | "messages", "response"}`
+//! - steps: as sft, with `"steps": [{"end", "label"}]`; `end` is the byte of the response where a step ends, `label` one
+//!   of −1, 0, 1.
+//!
+//! A text is a string or a list of token ids. Prompts are tokenised as they are, special tokens in them recognised.
+
+mod rows;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use qrm_model::{RewardModel, Trajectory};
+
+/// What the rows of a file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Two answers, the better one first.
+    Pairs,
+    /// One answer.
+    Answers,
+    /// One answer with labelled steps.
+    Steps,
+}
+
+/// One row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Chosen and rejected, or the one answer.
+    pub answers: Vec<Trajectory>,
+    /// `(response token, label)` of each step's last token.
+    pub steps: Vec<(usize, f32)>,
+    /// Of pairs trained against a reference policy: `Σ_t log π_ref` of each answer.
+    pub reference: Vec<f32>,
+}
+
+impl Example {
+    /// Tokens when nothing is shared.
+    pub fn tokens(&self) -> usize {
+        self.answers.iter().map(Trajectory::len).sum()
+    }
+
+    /// Response tokens.
+    pub fn response_tokens(&self) -> usize {
+        self.answers.iter().map(|t| t.response_ids.len()).sum()
+    }
+}
+
+/// Rows that cannot be used, each with its line number.
+#[derive(Debug, thiserror::Error)]
+pub struct BadRows {
+    /// The file.
+    pub path: PathBuf,
+    /// `(line, what is wrong)`, lines from 1.
+    pub rows: Vec<(usize, String)>,
+}
+
+/// Rows named in a message; the rest are counted.
+const NAMED: usize = 20;
+
+impl fmt::Display for BadRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} bad rows", self.path.display(), self.rows.len())?;
+        for (line, message) in self.rows.iter().take(NAMED) {
+            write!(f, "\n  line {line}: {message}")?;
+        }
+        match self.rows.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
+    }
+}
+
+/// How rows become token ids.
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    /// What the rows are.
+    pub kind: Kind,
+    /// The end-of-sequence token closes every answer.
+    pub append_eos: bool,
+}
+
+/// Reads and tokenises a file for `model`. Fails with [`BadRows`] when any row is bad.
+pub fn load(path: &Path, format: Format, model: &RewardModel) -> anyhow::Result<Vec<Example>> {
+    let text = std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+    let (mut examples, mut bad) = (Vec::new(), Vec::new());
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match rows::read(line, format, model) {
+            Ok(example) => examples.push(example),
+            Err(message) => bad.push((number + 1, message)),
+        }
+    }
+    if !bad.is_empty() {
+        return Err(BadRows { path: path.to_owned(), rows: bad }.into());
+    }
+    anyhow::ensure!(!examples.is_empty(), "{}: no rows", path.display());
+    Ok(examples)
+}

@@ -1,0 +1,176 @@
+//! How good a reward model is on held-out data.
+
+use qrm_model::reward::{HeadKind, Stats, TokenScores};
+use qrm_model::{RewardModel, Trajectory};
+use serde::Serialize;
+
+use crate::data::Example;
+
+/// Of a reward model on pairs, or of a policy on answers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Pairs, or answers.
+    pub examples: usize,
+    /// Share of pairs whose chosen answer scores higher; ties count half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean of score of chosen − score of rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Expected calibration error of `σ(β · margin)` in ten bins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_error: Option<f64>,
+    /// Mean of `−log φ` of the tokens of the chosen (or only) answers, in nats; vocabulary heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nll: Option<f64>,
+    /// Mean entropy of `φ(·|s_t)`, in nats; vocabulary heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<f64>,
+    /// Mean of `logsumexp − max`, which the entropy bounds (Proposition 3.2); Assumption 3.3 wants it small.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logsumexp_minus_max: Option<f64>,
+    /// Mean of the served reward over all response tokens.
+    pub reward_mean: f64,
+    /// Its standard deviation.
+    pub reward_std: f64,
+}
+
+impl Evaluation {
+    /// The numbers there are, by name.
+    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let optional = [
+            ("accuracy", self.accuracy),
+            ("margin", self.margin),
+            ("calibration_error", self.calibration_error),
+            ("nll", self.nll),
+            ("entropy", self.entropy),
+            ("logsumexp_minus_max", self.logsumexp_minus_max),
+        ];
+        let there = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        there.chain([("reward_mean", self.reward_mean), ("reward_std", self.reward_std)]).collect()
+    }
+
+    /// What the best model has most of.
+    pub fn quality(&self) -> f64 {
+        self.accuracy.or(self.nll.map(|nll| -nll)).unwrap_or(0.0)
+    }
+}
+
+/// One number for an answer: what the training compares.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Score {
+    /// Mean of Z over the response tokens.
+    MeanLogit,
+    /// The scalar at the last token.
+    LastLogit,
+    /// Sum of log φ, minus the reference's.
+    LogRatio,
+}
+
+impl Score {
+    /// Of an answer's scores.
+    pub fn of(self, scores: &TokenScores, reference: f32) -> f64 {
+        let wide = |v: &f32| f64::from(*v);
+        match self {
+            Self::MeanLogit => scores.logit.iter().map(wide).sum::<f64>() / scores.logit.len().max(1) as f64,
+            Self::LastLogit => scores.logit.last().map_or(0.0, wide),
+            Self::LogRatio => {
+                let log_phi = scores.logit.iter().zip(&scores.logsumexp).map(|(z, l)| wide(z) - wide(l));
+                log_phi.sum::<f64>() - f64::from(reference)
+            }
+        }
+    }
+}
+
+/// Scores all answers in batches of about `tokens` tokens, in order.
+pub fn score_all(
+    model: &RewardModel,
+    answers: &[Trajectory],
+    tokens: usize,
+) -> anyhow::Result<Vec<TokenScores>> {
+    let mut all = Vec::with_capacity(answers.len());
+    let mut rest = answers;
+    while !rest.is_empty() {
+        let mut held = 0;
+        let fits = rest.iter().take_while(|t| {
+            held += t.len();
+            held <= tokens
+        });
+        let count = fits.count().max(1);
+        all.extend(model.score(&rest[..count])?.scores);
+        rest = &rest[count..];
+    }
+    Ok(all)
+}
+
+/// Evaluates on pairs or answers; `beta` scales margins to log odds.
+pub fn evaluate(
+    model: &RewardModel,
+    examples: &[Example],
+    score: Score,
+    beta: f64,
+    tokens: usize,
+) -> anyhow::Result<Evaluation> {
+    let answers: Vec<Trajectory> = examples.iter().flat_map(|e| e.answers.clone()).collect();
+    let scores = score_all(model, &answers, tokens)?;
+    let mut evaluation = Evaluation { examples: examples.len(), ..Evaluation::default() };
+
+    let reward = model.head().default_reward();
+    let rewards: Vec<f32> = scores.iter().flat_map(|s| s.rewards(reward)).collect();
+    let stats = Stats::of(rewards.iter());
+    (evaluation.reward_mean, evaluation.reward_std) = (stats.mean, stats.std);
+
+    if model.head() == HeadKind::QVocab {
+        let mean =
+            |of: &dyn Fn(&TokenScores) -> f64| scores.iter().map(of).sum::<f64>() / rewards.len() as f64;
+        let total = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>();
+        evaluation.entropy = Some(mean(&|s| total(&s.entropy)));
+        evaluation.logsumexp_minus_max = Some(mean(&|s| total(&s.logsumexp) - total(&s.max)));
+        let per_example = scores.len() / examples.len().max(1);
+        let chosen = || scores.iter().step_by(per_example.max(1));
+        let tokens = chosen().map(|s| s.logit.len()).sum::<usize>();
+        let nll = chosen().map(|s| total(&s.logsumexp) - total(&s.logit)).sum::<f64>();
+        evaluation.nll = Some(nll / tokens.max(1) as f64);
+    }
+
+    if examples.iter().all(|e| e.answers.len() == 2) {
+        let margins: Vec<f64> = scores
+            .chunks_exact(2)
+            .zip(examples)
+            .map(|(pair, e)| {
+                let reference = |i: usize| e.reference.get(i).copied().unwrap_or(0.0);
+                score.of(&pair[0], reference(0)) - score.of(&pair[1], reference(1))
+            })
+            .collect();
+        let right = |m: &f64| if *m == 0.0 { 0.5 } else { f64::from(u8::from(*m > 0.0)) };
+        let n = margins.len().max(1) as f64;
+        evaluation.accuracy = Some(margins.iter().map(right).sum::<f64>() / n);
+        evaluation.margin = Some(margins.iter().sum::<f64>() / n);
+        evaluation.calibration_error = Some(calibration_error(&margins, beta));
+    }
+    Ok(evaluation)
+}
+
+/// Expected calibration error over ten bins of confidence: `|σ(β m)|` folded to [0.5, 1], against the share that is right.
+fn calibration_error(margins: &[f64], beta: f64) -> f64 {
+    let mut bins = [(0usize, 0.0, 0.0); 10];
+    for margin in margins {
+        let confidence = 1.0 / (1.0 + (-beta * margin.abs()).exp());
+        let bin = &mut bins[(((confidence - 0.5) * 20.0) as usize).min(9)];
+        bin.0 += 1;
+        bin.1 += confidence;
+        bin.2 += if *margin == 0.0 { 0.5 } else { f64::from(u8::from(*margin > 0.0)) };
+    }
+    let gaps = bins.iter().map(|(_, confidence, right): &(usize, f64, f64)| (confidence - right).abs());
+    gaps.sum::<f64>() / margins.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn calibration_of_a_coin_and_of_an_oracle() {
+        assert!(super::calibration_error(&[1000.0, 1000.0, -1000.0, 1000.0], 1.0) - 0.25 < 1e-9);
+        assert!(super::calibration_error(&[50.0; 8], 1.0) < 1e-9);
+        assert!((super::calibration_error(&[1e-9, -1e-9], 1.0)).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,20 @@
+//! `qrm-trainer`: see `--help`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use qrm_trainer::cli::Cli;
+use qrm_trainer::data::BadRows;
+
+/// Exit status of data with bad rows.
+const BAD_ROWS: u8 = 2;
+
+fn main() -> ExitCode {
+    let Err(error) = Cli::parse().run() else { return ExitCode::SUCCESS };
+    eprintln!("error: {error:#}");
+    match error.is::<BadRows>() {
+        true => ExitCode::from(BAD_ROWS),
+        false => ExitCode::FAILURE,
+    }
+}

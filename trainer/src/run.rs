@@ -1,0 +1,330 @@
+//! The loop: steps of micro-batches, evaluation, saved states, and the finished model.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use qrm_model::RewardModel;
+use qrm_model::reward::HeadKind;
+use qrm_model::training::{Gradients, Method};
+use serde_json::{Value, json};
+
+use crate::batches::{Order, micro_batches};
+use crate::data::{self, Example, Format, Kind};
+use crate::evaluate::{Evaluation, Score, evaluate, score_all};
+use crate::export::{self, Card, Store};
+use crate::objective::{Objective, Outcome};
+use crate::optimizer::{AdamW, Decay, Schedule, Settings};
+use crate::report::Report;
+use crate::state::{Position, States};
+
+/// Everything a run is made of.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Checkpoint directory to start from.
+    pub model: PathBuf,
+    /// What it becomes.
+    pub head: HeadKind,
+    /// `qrm_config.json`'s `reward_model`; none of a plain language model.
+    pub reward_model: Option<&'static str>,
+    /// The loss.
+    pub objective: Objective,
+    /// γ falls to 0 over the run.
+    pub gamma_decay: bool,
+    /// What preference accuracy compares.
+    pub score: Score,
+    /// What is trained.
+    pub method: Method,
+    /// What the rows are.
+    pub kind: Kind,
+    /// Training rows.
+    pub train: PathBuf,
+    /// Held-out rows.
+    pub eval: Option<PathBuf>,
+    /// Directory of all that the run writes.
+    pub output: PathBuf,
+    /// Answers end with the end-of-sequence token.
+    pub append_eos: bool,
+    /// Decides every random choice.
+    pub seed: u64,
+    /// Passes over the data; `steps` counts where it is given.
+    pub epochs: f64,
+    /// Steps in all.
+    pub steps: Option<usize>,
+    /// Examples of one step.
+    pub batch: usize,
+    /// Tokens of one forward and backward; a step is cut into as many as it needs.
+    pub micro_batch_tokens: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Share of the steps that warm up.
+    pub warmup: f64,
+    /// What comes after.
+    pub decay: Decay,
+    /// AdamW.
+    pub optimizer: Settings,
+    /// Compute activations again on the way back.
+    pub checkpointing: bool,
+    /// Steps between evaluations; 0 = at the end only.
+    pub eval_every: usize,
+    /// Steps between saved states; 0 = none.
+    pub save_every: usize,
+    /// Saved states that are kept.
+    pub keep: usize,
+    /// Go on from the newest saved state.
+    pub resume: bool,
+    /// Give the model of the best evaluation instead of the last.
+    pub best: bool,
+    /// What the finished weights are stored as.
+    pub store: Store,
+}
+
+impl Run {
+    /// Trains and writes the finished model to `output/model`.
+    pub fn run(&self) -> anyhow::Result<Option<Evaluation>> {
+        let model = RewardModel::load_for_training(&self.model, self.head, &self.method, self.seed)
+            .with_context(|| format!("the checkpoint {} cannot be trained", self.model.display()))?;
+        let format = Format { kind: self.kind, append_eos: self.append_eos };
+        let mut train = data::load(&self.train, format, &model)?;
+        let mut held_out = match &self.eval {
+            Some(path) => data::load(path, format, &model)?,
+            None => Vec::new(),
+        };
+        std::fs::create_dir_all(&self.output)?;
+        if let Objective::Dpo(_) = self.objective {
+            // B of an adapter starts at zero and a full model as itself: before the first step, the policy is π_ref.
+            for examples in [&mut train, &mut held_out] {
+                self.reference(&model, examples)?;
+            }
+        }
+        Training::new(self, model, train, held_out)?.run()
+    }
+
+    fn reference(&self, model: &RewardModel, examples: &mut [Example]) -> anyhow::Result<()> {
+        for example in examples {
+            let scores = score_all(model, &example.answers, self.micro_batch_tokens)?;
+            example.reference = scores.iter().map(|s| Score::LogRatio.of(s, 0.0) as f32).collect();
+        }
+        Ok(())
+    }
+
+    /// What has to be the same for a run to go on.
+    fn settings(&self, examples: usize, steps: usize) -> Value {
+        json!({
+            "objective": format!("{:?}", self.objective), "gamma_decay": self.gamma_decay,
+            "method": format!("{:?}", self.method), "seed": self.seed, "examples": examples, "steps": steps,
+            "batch": self.batch, "micro_batch_tokens": self.micro_batch_tokens, "lr": self.lr,
+            "warmup": self.warmup, "decay": format!("{:?}", self.decay),
+            "optimizer": format!("{:?}", self.optimizer),
+        })
+    }
+}
+
+/// A run under way.
+struct Training<'a> {
+    run: &'a Run,
+    model: RewardModel,
+    train: Vec<Example>,
+    held_out: Vec<Example>,
+    order: Order,
+    schedule: Schedule,
+    optimizer: AdamW,
+    states: States,
+    position: Position,
+    report: Report,
+    evaluation: Option<Evaluation>,
+}
+
+/// What a step came to.
+struct Step {
+    loss: f64,
+    outcome: Outcome,
+    grad_norm: f64,
+    lr: f64,
+    tokens: usize,
+}
+
+impl<'a> Training<'a> {
+    fn new(
+        run: &'a Run,
+        model: RewardModel,
+        train: Vec<Example>,
+        held_out: Vec<Example>,
+    ) -> anyhow::Result<Self> {
+        let order = Order::new(train.len(), run.batch, run.seed);
+        let steps = run.steps.unwrap_or((run.epochs * order.steps_per_epoch() as f64).ceil() as usize).max(1);
+        let warmup = (run.warmup * steps as f64).round() as usize;
+        let schedule = Schedule { peak: run.lr, warmup, steps, decay: run.decay };
+        let mut optimizer = AdamW::new(run.optimizer, model.trained());
+        let states = States::new(&run.output, run.keep);
+        let settings = run.settings(train.len(), steps);
+        let mut position = Position { step: 0, settings, best: None };
+        if run.resume
+            && let Some(saved) = states.resume(&model, &mut optimizer)?
+        {
+            if saved.settings != position.settings {
+                bail!("this is another run's state: it had {}, now {}", saved.settings, position.settings);
+            }
+            position = saved;
+        }
+        let report = Report::open(&run.output, position.step, steps)?;
+        report.say(&format!(
+            "{} of {} weights to train, {} examples, {steps} steps of {}{}",
+            model.trained().elements(),
+            model.parameters(),
+            train.len(),
+            run.batch,
+            if position.step > 0 { format!(", from step {}", position.step) } else { String::new() }
+        ));
+        let evaluation = None;
+        Ok(Self {
+            run,
+            model,
+            train,
+            held_out,
+            order,
+            schedule,
+            optimizer,
+            states,
+            position,
+            report,
+            evaluation,
+        })
+    }
+
+    fn run(mut self) -> anyhow::Result<Option<Evaluation>> {
+        if self.position.step == 0 {
+            self.evaluate()?;
+        }
+        while self.position.step < self.schedule.steps {
+            let start = Instant::now();
+            let step = self.step().map_err(|e| self.stopped(e))?;
+            self.position.step += 1;
+            self.tell(&step, start.elapsed().as_secs_f64())?;
+            let at = self.position.step;
+            let last = at == self.schedule.steps;
+            if last || (self.run.eval_every > 0 && at.is_multiple_of(self.run.eval_every)) {
+                self.evaluate()?;
+            }
+            if self.run.save_every > 0 && (last || at.is_multiple_of(self.run.save_every)) {
+                self.states.save(&self.model, &self.optimizer, &self.position)?;
+            }
+        }
+        self.finish()
+    }
+
+    fn step(&mut self) -> anyhow::Result<Step> {
+        let step = self.position.step;
+        let lr = self.schedule.at(step);
+        let objective = self.objective(step);
+        let examples: Vec<&Example> = self.order.step(step).iter().map(|i| &self.train[*i]).collect();
+        let total: f64 = examples.iter().map(|e| objective.weight(e)).sum();
+        let mut gradients = Gradients::new(self.model.trained());
+        let (mut loss, mut outcome) = (0.0, Outcome::default());
+        for micro in micro_batches(&examples, self.run.micro_batch_tokens) {
+            let answers: Vec<_> = micro.iter().flat_map(|e| e.answers.clone()).collect();
+            let value = self.model.train(&answers, self.run.checkpointing, &mut gradients, |outputs| {
+                let (loss, came_out) = objective.loss(&micro, outputs, total)?;
+                outcome.add(came_out);
+                Ok(loss)
+            })?;
+            if !value.is_finite() {
+                bail!("the loss is {value}");
+            }
+            loss += f64::from(value);
+        }
+        let grad_norm = self.optimizer.step(self.model.trained(), &gradients, lr)?;
+        Ok(Step { loss, outcome, grad_norm, lr, tokens: examples.iter().map(|e| e.tokens()).sum() })
+    }
+
+    fn objective(&self, step: usize) -> Objective {
+        match self.run.objective {
+            Objective::Qrm(mut p) if self.run.gamma_decay => {
+                p.gamma *= 1.0 - step as f64 / self.schedule.steps as f64;
+                Objective::Qrm(p)
+            }
+            other => other,
+        }
+    }
+
+    /// What went wrong, and where the run can be taken up again.
+    fn stopped(&self, error: anyhow::Error) -> anyhow::Error {
+        let from = match self.states.newest() {
+            Some(path) => format!("the last good state is {}; --resume goes on from it", path.display()),
+            None => "no state was saved yet".into(),
+        };
+        self.report.finish();
+        error.context(format!("stopped at step {}: {from}", self.position.step + 1))
+    }
+
+    fn tell(&mut self, step: &Step, seconds: f64) -> anyhow::Result<()> {
+        let speed = step.tokens as f64 / seconds;
+        let mut numbers = vec![
+            ("loss", step.loss),
+            ("lr", step.lr),
+            ("grad_norm", step.grad_norm),
+            ("tokens_per_second", speed),
+        ];
+        let mut message = format!("loss {:.4}", step.loss);
+        if step.outcome.pairs > 0 {
+            let n = step.outcome.pairs as f64;
+            numbers.extend([("accuracy", step.outcome.right / n), ("margin", step.outcome.margin / n)]);
+            message += &format!(" · accuracy {:.3}", step.outcome.right / n);
+        }
+        message += &format!(" · {speed:.0} tokens/s");
+        self.report.numbers(self.position.step, "train", &numbers)?;
+        self.report.progress(self.position.step, message);
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> anyhow::Result<()> {
+        if self.held_out.is_empty() {
+            return Ok(());
+        }
+        let run = self.run;
+        let beta = match run.objective {
+            Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => p.beta,
+            Objective::Sft | Objective::Step => 1.0,
+        };
+        let e = evaluate(&self.model, &self.held_out, run.score, beta, run.micro_batch_tokens)?;
+        self.report.numbers(self.position.step, "eval", &e.numbers())?;
+        let numbers: Vec<_> = e.numbers().iter().map(|(n, v)| format!("{n} {v:.4}")).collect();
+        self.report.say(&format!("step {}: {}", self.position.step, numbers.join(", ")));
+        if run.best && self.position.best.is_none_or(|(_, quality)| e.quality() > quality) {
+            self.position.best = Some((self.position.step, e.quality()));
+            self.states.save_best(&self.model, &e)?;
+        }
+        self.evaluation = Some(e);
+        Ok(())
+    }
+
+    fn finish(mut self) -> anyhow::Result<Option<Evaluation>> {
+        let run = self.run;
+        self.report.finish();
+        if let Some((step, _)) = self.position.best
+            && step != self.schedule.steps
+        {
+            self.report.say(&format!("the best evaluation was at step {step}: that model is kept"));
+            self.states.restore_best(&self.model)?;
+            self.evaluate()?;
+        }
+        let beta_gamma = match run.objective {
+            Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => Some((p.beta, p.gamma)),
+            Objective::Sft | Objective::Step => None,
+        };
+        let card = Card { reward_model: run.reward_model, beta_gamma, evaluation: self.evaluation.clone() };
+        let to = run.output.join("model");
+        export::write(&self.model, &run.method, &run.model, &to, run.store, &card)?;
+        self.report.say(&summary(&self.evaluation, &to));
+        Ok(self.evaluation)
+    }
+}
+
+/// The table that ends a run.
+fn summary(evaluation: &Option<Evaluation>, to: &std::path::Path) -> String {
+    let mut lines = vec![format!("{:<20} {}", "model", to.display())];
+    for (name, value) in evaluation.iter().flat_map(Evaluation::numbers) {
+        lines.push(format!("{name:<20} {value:>10.4}"));
+    }
+    lines.join("\n")
+}
