@@ -8,7 +8,7 @@
 //! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
-//! - [`mmap`]: files as read-only memory.
+//! - [`mmap`]: files as read-only memory. [`memory`]: the allocator.
 //! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tile, `exp`.
 //!
 //! Ops have a backward for candle's autograd. Its sums over rows run in a fixed order too, so that a training run can
@@ -22,6 +22,7 @@
 
 pub mod attention;
 pub mod linear;
+pub mod memory;
 pub mod mmap;
 pub mod panels;
 pub mod reference;

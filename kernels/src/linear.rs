@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::product::{product, weight_gradient};
 use crate::cpu::{f32_slice, gradient, values};
@@ -56,13 +56,13 @@ pub fn linear(
             }
         }
         Weight::Trained(weight) => {
-            let mut y = x.apply_op2(weight, Trained)?;
-            if let Some(bias) = bias {
-                y = y.broadcast_add(bias)?;
-            }
-            match residual {
+            let y = match residual {
+                None => x.apply_op2(weight, Trained)?,
+                Some(residual) => x.apply_op3(weight, residual, Trained)?,
+            };
+            match bias {
                 None => Ok(y),
-                Some(residual) => y + residual,
+                Some(bias) => y.broadcast_add(bias),
             }
         }
     }
@@ -134,34 +134,24 @@ impl CustomOp2 for Packed {
 
 struct Trained;
 
-impl CustomOp2 for Trained {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
+impl Trained {
+    fn forward(
         &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
+        (x, x_layout): (&CpuStorage, &Layout),
+        (weight, weight_layout): (&CpuStorage, &Layout),
+        residual: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
         let ((n, k), (out, width)) = (x_layout.shape().dims2()?, weight_layout.shape().dims2()?);
-        if k != width {
+        if k != width || residual.is_some_and(|r| r.len() != n * out) {
             bail!("linear: x {:?} does not fit a weight of {:?}", x_layout.shape(), weight_layout.shape());
         }
         let weight = Panels::pack_slice(f32_slice("linear", weight, weight_layout)?, k);
-        let y = product(f32_slice("linear", x, x_layout)?, n, &weight, None, None);
+        let y = product(f32_slice("linear", x, x_layout)?, n, &weight, None, residual);
         Ok((CpuStorage::F32(y), Shape::from((n, out))))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    /// Gradients of `x` and of the weight.
+    fn backward(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let ((n, k), (out, _)) = (x.dims2()?, w.dims2()?);
         let g = g.contiguous()?;
         let g = values("linear", &g)?;
@@ -174,5 +164,62 @@ impl CustomOp2 for Trained {
         };
         let dw = weight_gradient(&g, out, &values("linear", x)?, k, None);
         Ok((dx, gradient(dw, w.shape())?))
+    }
+}
+
+impl CustomOp2 for Trained {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, x_layout), (weight, weight_layout), None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, w, g)
+    }
+}
+
+impl CustomOp3 for Trained {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let residual = f32_slice("linear", residual, residual_layout)?;
+        self.forward((x, x_layout), (weight, weight_layout), Some(residual))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.backward(x, w, g)?;
+        Ok((dx, dw, Some(g.clone())))
     }
 }

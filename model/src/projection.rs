@@ -15,11 +15,6 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let down = linear(x, &Weight::Trained(self.a.clone()), None, None)?;
-        linear(&down, &Weight::Trained(self.b.clone()), None, None)? * self.scale
-    }
-
     fn detach(&self) -> Self {
         Self { a: self.a.detach(), b: self.b.detach(), scale: self.scale }
     }
@@ -51,27 +46,37 @@ impl Projection {
             Joined::Trained(parts) => Weight::Trained(joined(parts)?),
         };
         let bias = if self.bias.is_empty() { None } else { Some(joined(&self.bias)?) };
-        match (self.change(x)?, residual) {
-            (None, residual) => linear(x, &weight, bias.as_ref(), residual),
-            (Some(change), None) => linear(x, &weight, bias.as_ref(), Some(&change)),
-            (Some(change), Some(residual)) => linear(x, &weight, bias.as_ref(), Some(&(change + residual)?)),
+        let y = linear(x, &weight, bias.as_ref(), residual)?;
+        match self.adapters()? {
+            None => Ok(y),
+            Some((a, b, scale)) => {
+                let down = (linear(x, &Weight::Trained(a), None, None)? * scale)?;
+                linear(&down, &Weight::Trained(b), None, Some(&y))
+            }
         }
     }
 
-    /// What the adapters add, `[N, Σ out]`.
-    fn change(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        if self.parts.iter().all(|(_, adapter)| adapter.is_none()) {
-            return Ok(None);
+    /// The parts' adapters as one: A `[Σ rank, in]`, B `[Σ out, Σ rank]` with each part's own in its rows and columns.
+    fn adapters(&self) -> Result<Option<(Tensor, Tensor, f64)>> {
+        let there: Vec<&Adapter> = self.parts.iter().filter_map(|(_, adapter)| adapter.as_ref()).collect();
+        let Some(first) = there.first() else { return Ok(None) };
+        if let [(_, Some(only))] = &self.parts[..] {
+            return Ok(Some((only.a.clone(), only.b.clone(), only.scale)));
         }
-        let part = |(out, adapter): &(usize, Option<Adapter>)| match adapter {
-            Some(adapter) => adapter.forward(x),
-            None => Tensor::zeros((x.dim(0)?, *out), x.dtype(), x.device()),
-        };
-        let parts: Vec<_> = self.parts.iter().map(part).collect::<Result<_>>()?;
-        match &parts[..] {
-            [one] => Ok(Some(one.clone())),
-            _ => Tensor::cat(&parts, 1).map(Some),
+        let ranks = there.iter().map(|adapter| adapter.a.dim(0)).sum::<Result<usize>>()?;
+        let (mut at, mut rows) = (0, Vec::with_capacity(self.parts.len()));
+        for (out, adapter) in &self.parts {
+            rows.push(match adapter {
+                None => Tensor::zeros((*out, ranks), first.b.dtype(), first.b.device())?,
+                Some(adapter) => {
+                    let rank = adapter.a.dim(0)?;
+                    at += rank;
+                    adapter.b.pad_with_zeros(1, at - rank, ranks - at)?
+                }
+            });
         }
+        let a = Tensor::cat(&there.iter().map(|adapter| &adapter.a).collect::<Vec<_>>(), 0)?;
+        Ok(Some((a, Tensor::cat(&rows, 0)?, first.scale)))
     }
 
     /// The same numbers, not followed by autograd.

@@ -22,11 +22,13 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-/// Large activations come and go with every batch; the system allocator would map and fault them in each time.
+use qrm_kernels::memory::{Allocator, Keep, keep_pages};
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    keep_pages(Keep::Milliseconds(1000));
     let cli = config::Cli::read();
     telemetry::init(cli.log_format());
     let result = match cli.command {

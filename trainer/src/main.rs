@@ -4,13 +4,18 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use qrm_kernels::memory::{Allocator, Keep, keep_pages};
 use qrm_trainer::cli::Cli;
 use qrm_trainer::data::BadRows;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// Exit status of data with bad rows.
 const BAD_ROWS: u8 = 2;
 
 fn main() -> ExitCode {
+    keep_pages(Keep::Always);
     let Err(error) = Cli::parse().run() else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
     match error.is::<BadRows>() {
