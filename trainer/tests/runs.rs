@@ -1,0 +1,204 @@
+//! The real program: what it refuses, what it leaves behind, and what a kill does to it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use qrm_model::reward::{HeadKind, TokenScores};
+use qrm_model::{RewardKind, RewardModel, Trajectory};
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// Pairs that a model can learn: chosen answers count up, rejected ones down.
+fn pairs(n: usize) -> String {
+    let row = |i: usize| {
+        let (a, up) = (20 + (i * 37) % 400, 1 + i % 3);
+        let chosen: Vec<usize> = (0..3 + i % 4).map(|j| a + j * up).collect();
+        let rejected: Vec<usize> = (0..2 + i % 5).map(|j| a - j * up).collect();
+        format!("{}\n", json!({"prompt": [3, a, 7], "chosen": chosen, "rejected": rejected}))
+    };
+    (0..n).map(row).collect()
+}
+
+struct Work {
+    dir: tempfile::TempDir,
+}
+
+impl Work {
+    fn new() -> Self {
+        let work = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::write(work.path("train.jsonl"), pairs(60)).unwrap();
+        std::fs::write(work.path("eval.jsonl"), pairs(20)).unwrap();
+        work
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, kind: &str, model: &str, output: &str, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qrm-trainer"));
+        command.arg(kind).arg("--model").arg(fixture(model)).arg("--train").arg(self.path("train.jsonl"));
+        command.arg("--output").arg(self.path(output)).args(flags);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    fn train(&self, kind: &str, model: &str, output: &str, flags: &[&str]) -> Output {
+        let output = self.command(kind, model, output, flags).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    fn weights(&self, output: &str) -> Vec<u8> {
+        std::fs::read(self.path(output).join("model/model.safetensors")).unwrap()
+    }
+
+    fn metrics(&self, output: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(output).join("metrics.jsonl")).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    fn evaluate(&self, model: &Path) -> Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qrm-trainer"));
+        command.args(["evaluate", "--data"]).arg(self.path("eval.jsonl")).arg("--model").arg(model);
+        serde_json::from_slice(&command.output().unwrap().stdout).unwrap()
+    }
+}
+
+fn score(dir: &Path) -> (HeadKind, Vec<TokenScores>) {
+    let model = RewardModel::load(dir).unwrap();
+    let batch = [Trajectory { prompt_ids: [3, 57, 7].into(), response_ids: [57, 58, 59, 2].into() }];
+    (model.head(), model.score(&batch).unwrap().scores)
+}
+
+#[test]
+fn every_kind_learns_and_is_served() {
+    let work = Work::new();
+    let eval = work.path("eval.jsonl");
+    let common = ["--steps", "60", "--batch", "12", "--lr", "3e-3", "--eval", eval.to_str().unwrap()];
+    for (kind, head, reward, more) in [
+        ("qrm", HeadKind::QVocab, RewardKind::Advantage, &[][..]),
+        ("qrm", HeadKind::QScalar, RewardKind::Logit, &["--head", "scalar"]),
+        ("orm", HeadKind::Outcome, RewardKind::Outcome, &[]),
+        ("qrm", HeadKind::QVocab, RewardKind::Advantage, &["--lora-rank", "4", "--gradient-checkpointing"]),
+        ("dpo", HeadKind::QVocab, RewardKind::Advantage, &["--store", "bf16"]),
+    ] {
+        let output = format!("{kind}{}", more.concat());
+        work.train(kind, "qwen2", &output, &[&common[..], more].concat());
+        let metrics = work.metrics(&output);
+        let last = |key: &str| metrics.iter().rev().find_map(|row| row[key].as_f64());
+        assert!(last("train/accuracy") > Some(0.9), "{output}: {:?}", metrics.last());
+        assert!(last("eval/accuracy") > Some(0.8), "{output}: {:?}", metrics.last());
+        let model = work.path(&output).join("model");
+        let (found, scores) = score(&model);
+        assert_eq!((found, found.default_reward()), (head, reward));
+        assert!(scores[0].rewards(reward).iter().all(|r| r.is_finite()));
+        if kind != "dpo" {
+            let evaluation = work.evaluate(&model);
+            assert_eq!(evaluation["accuracy"].as_f64(), last("eval/accuracy"), "{output}");
+            let config: Value =
+                serde_json::from_slice(&std::fs::read(model.join("qrm_config.json")).unwrap()).unwrap();
+            // Merged adapters round differently from adapters beside their weights.
+            let (saved, now) =
+                (config["stats"]["std"].as_f64().unwrap(), evaluation["reward_std"].as_f64().unwrap());
+            assert!((saved - now).abs() < 1e-5 * now, "{output}: {saved}, not {now}");
+        }
+        assert!(std::fs::read_dir(work.path(&output).join("tensorboard")).unwrap().count() == 1);
+    }
+}
+
+#[test]
+fn answers_are_learned_by_heart() {
+    let work = Work::new();
+    let rows = pairs(8).replace("chosen", "response");
+    std::fs::write(work.path("train.jsonl"), rows).unwrap();
+    work.train("sft", "llama-tied", "sft", &["--steps", "80", "--batch", "8", "--lr", "5e-3"]);
+    let metrics = work.metrics("sft");
+    let loss = |row: &Value| row["train/loss"].as_f64().unwrap();
+    assert!(loss(&metrics[0]) > 5.0 && loss(&metrics[79]) < 0.5, "{:?}", metrics[79]);
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_model() {
+    let work = Work::new();
+    let flags = ["--steps", "40", "--batch", "8", "--lr", "1e-3", "--save-every", "3", "--seed", "5"];
+    work.train("qrm", "qwen3", "whole", &flags);
+    let mut child = work.command("qrm", "qwen3", "cut", &flags).spawn().unwrap();
+    let start = Instant::now();
+    while !work.path("cut/checkpoints/step-6").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!work.path("cut/model").exists());
+    // What a kill in the middle of a save leaves is not taken for a state.
+    std::fs::create_dir(work.path("cut/checkpoints/.step-39.partial")).unwrap();
+    let resumed = work.train("qrm", "qwen3", "cut", &[&flags[..], &["--resume"]].concat());
+    assert!(String::from_utf8_lossy(&resumed.stderr).contains("from step"));
+    assert_eq!(work.weights("whole"), work.weights("cut"));
+    let losses = |run: &str| work.metrics(run).iter().map(|r| r["train/loss"].clone()).collect::<Vec<_>>();
+    assert_eq!(losses("whole"), losses("cut"));
+    // The same flags give the same bits with another number of threads.
+    work.train("qrm", "qwen3", "threads", &[&flags[..], &["--threads", "1"]].concat());
+    assert_eq!(work.weights("whole"), work.weights("threads"));
+    // Another run's state is refused.
+    let other = [&flags[..8], &["--seed", "6", "--resume"]].concat();
+    let refused = work.command("qrm", "qwen3", "cut", &other).output().unwrap();
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("another run"));
+}
+
+#[test]
+fn numbers_that_run_away_stop_the_run() {
+    let work = Work::new();
+    let flags =
+        ["--steps", "30", "--lr", "1e20", "--max-grad-norm", "0", "--save-every", "1", "--warmup", "0"];
+    let output = work.command("qrm", "qwen2", "out", &flags).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("stopped at step") && stderr.contains("--resume"), "{stderr}");
+    assert!(!work.path("out/model").exists());
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_half_written() {
+    let work = Work::new();
+    // Files may hold 200 KiB: the weights do not fit, and the write fails as on a full disk.
+    let trainer = work.command("qrm", "qwen2", "out", &["--steps", "2", "--save-every", "1"]);
+    let mut shell = Command::new("bash");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\""]);
+    let output = shell.arg(trainer.get_program()).args(trainer.get_args()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("step-1"), "{stderr}");
+    assert!(!work.path("out/model").exists());
+    assert_eq!(std::fs::read_dir(work.path("out/checkpoints")).unwrap().count(), 0);
+}
+
+#[test]
+fn bad_rows_are_named_before_training() {
+    let work = Work::new();
+    let good = pairs(2);
+    for (bad, says) in [
+        ("{\"prompt\": [1], \"chosen\": [2]}", "rejected is missing"),
+        ("{\"prompt\": [], \"chosen\": [2], \"rejected\": [3]}", "the prompt is empty"),
+        ("{\"chosen\": [2], \"rejected\": [3]}", "prompt and messages"),
+        ("{\"prompt\": [1], \"chosen\": [2], \"rejected\": [2]}", "the same"),
+        ("{\"prompt\": [1], \"chosen\": [2], \"rejected\": [9999]}", "9999"),
+        ("{\"prompt\": [1], \"chosen\": [2], \"rejected\": \"\"}", "rejected is empty"),
+        ("{\"prompt\": [1], \"chosen\": 7, \"rejected\": [3]}", "untagged"),
+        ("{", "EOF"),
+    ] {
+        std::fs::write(work.path("train.jsonl"), format!("{good}\n{bad}\n{bad}\n")).unwrap();
+        let output = work.command("qrm", "qwen2", "out", &[]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("2 bad rows") && stderr.contains("line 4: "), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
+        assert!(!work.path("out").exists());
+    }
+}
