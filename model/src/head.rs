@@ -29,7 +29,7 @@ impl Head {
     pub(crate) fn load(loader: &mut Loader<'_>) -> std::result::Result<Self, CheckpointError> {
         let checkpoint = loader.checkpoint();
         let (d, v) = (checkpoint.config().hidden_size, checkpoint.config().vocab_size);
-        if checkpoint.head() == HeadKind::QVocab {
+        if checkpoint.head().is_vocabulary() {
             let name = match checkpoint.config().tie_word_embeddings {
                 true => "model.embed_tokens.weight",
                 false => "lm_head.weight",
@@ -41,7 +41,7 @@ impl Head {
             [name] => *name,
             [] if loader.is_training() => {
                 // `…ForTokenClassification` has a bias, `…ForSequenceClassification` none.
-                let with_bias = checkpoint.head() == HeadKind::QScalar;
+                let with_bias = checkpoint.head() != HeadKind::Outcome;
                 let weight = Weight::Trained(loader.noise("score.weight", [1, d])?);
                 let bias = if with_bias { Some(loader.zeros("score.bias", &[1])?) } else { None };
                 return Ok(Self::Scalar { weight, bias });
@@ -79,7 +79,13 @@ impl Head {
         match self {
             Self::Vocab(weight) => {
                 let r = token_reward(hidden, &*weight.panels()?, targets)?;
-                Ok(TokenScores { logit: r.logit, logsumexp: r.logsumexp, max: r.max, entropy: r.entropy })
+                Ok(TokenScores {
+                    logit: r.logit,
+                    logsumexp: r.logsumexp,
+                    max: r.max,
+                    entropy: r.entropy,
+                    own: Vec::new(),
+                })
             }
             Self::Scalar { .. } => {
                 let logit = self.tracked(hidden, targets)?.flatten_all()?.to_vec1()?;

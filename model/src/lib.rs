@@ -9,7 +9,7 @@
 //! - [`decoder`]: the one decoder; Llama, Mistral, Qwen2 and Qwen3 are settings of it.
 //!   `loader` and `projection` are parts of it.
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
-//! - [`reward`]: reward definitions over raw scores, and their normalisation.
+//! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
 //! - [`training`]: what is trained, LoRA, and gradients with per-layer checkpointing.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod loader;
 mod projection;
 pub mod reward;
 pub mod reward_model;
+mod steps;
 pub mod text;
 pub mod training;
 pub mod trajectory;

@@ -12,6 +12,10 @@ pub enum HeadKind {
     QScalar,
     /// The scalar at the last response token only (ORM).
     Outcome,
+    /// The scalar at the last token of each step (PRM).
+    Step,
+    /// Logits of a policy trained with DPO, read against its reference.
+    Dpo,
 }
 
 impl HeadKind {
@@ -21,16 +25,24 @@ impl HeadKind {
             Self::QVocab => RewardKind::Advantage,
             Self::QScalar => RewardKind::Logit,
             Self::Outcome => RewardKind::Outcome,
+            Self::Step => RewardKind::Step,
+            Self::Dpo => RewardKind::Dpo,
         }
+    }
+
+    /// Whether it has logits over the vocabulary, else one scalar.
+    pub fn is_vocabulary(self) -> bool {
+        matches!(self, Self::QVocab | Self::Dpo)
     }
 
     /// Whether this head can give `reward`.
     pub fn gives(self, reward: RewardKind) -> bool {
-        match self {
-            Self::QVocab => {
-                matches!(reward, RewardKind::Advantage | RewardKind::Logit | RewardKind::CenteredLogit)
-            }
-            Self::QScalar | Self::Outcome => matches!(reward, RewardKind::Logit | RewardKind::Outcome),
+        match reward {
+            RewardKind::Logit => true,
+            RewardKind::Advantage | RewardKind::CenteredLogit => self.is_vocabulary(),
+            RewardKind::Outcome => !self.is_vocabulary(),
+            RewardKind::Step => self == Self::Step,
+            RewardKind::Dpo => self == Self::Dpo,
         }
     }
 }
@@ -78,6 +90,9 @@ pub struct TokenScores {
     pub max: Vec<f32>,
     /// `H(φ(·|s_t))` in nats; vocabulary heads only.
     pub entropy: Vec<f32>,
+    /// The reward of [`HeadKind::Step`] and [`HeadKind::Dpo`], which takes more than a token's scores to tell: where
+    /// steps end, what a reference policy says. Empty for other heads.
+    pub own: Vec<f32>,
 }
 
 impl TokenScores {
@@ -89,12 +104,13 @@ impl TokenScores {
             logsumexp: part(&self.logsumexp),
             max: part(&self.max),
             entropy: part(&self.entropy),
+            own: part(&self.own),
         }
     }
 
     /// Whether every number is finite.
     pub fn is_finite(&self) -> bool {
-        let all = [&self.logit, &self.logsumexp, &self.max, &self.entropy];
+        let all = [&self.logit, &self.logsumexp, &self.max, &self.entropy, &self.own];
         all.iter().all(|values| values.iter().all(|v| v.is_finite()))
     }
 
@@ -105,8 +121,9 @@ impl TokenScores {
         match kind {
             RewardKind::Advantage => minus(&self.logsumexp),
             RewardKind::CenteredLogit => minus(&self.max),
-            RewardKind::Logit | RewardKind::Dpo => self.logit.clone(),
-            RewardKind::Outcome | RewardKind::Step => {
+            RewardKind::Logit => self.logit.clone(),
+            RewardKind::Step | RewardKind::Dpo => self.own.clone(),
+            RewardKind::Outcome => {
                 let last = self.logit.len().saturating_sub(1);
                 self.logit.iter().enumerate().map(|(t, z)| if t == last { *z } else { 0.0 }).collect()
             }

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, DecoderConfig};
+use crate::checkpoint::{Activation, Checkpoint, CheckpointError, DecoderConfig, QrmConfig};
 use crate::decoder::Decoder;
 use crate::forest::Forest;
 use crate::head::Head;
 use crate::loader::Loader;
 use crate::reward::{HeadKind, TokenScores};
+use crate::steps::Steps;
 use crate::text::TextProcessor;
 use crate::training::{Gradients, Method, Parameters, Pass};
 use crate::trajectory::Trajectory;
@@ -46,6 +47,27 @@ pub struct BatchScores {
     pub computed_tokens: Vec<usize>,
 }
 
+/// β and the reference policy of a DPO checkpoint.
+fn reference(
+    dir: &Path,
+    qrm: &QrmConfig,
+    config: &DecoderConfig,
+) -> Result<(f32, Box<RewardModel>), CheckpointError> {
+    let broken = |message| CheckpointError::Config { file: "qrm_config.json".into(), message };
+    let beta = qrm.beta.ok_or_else(|| broken("a dpo reward needs beta".into()))?;
+    let name = qrm.reference.as_deref().unwrap_or("reference");
+    if name.contains(['/', '\\']) || name.starts_with('.') {
+        return Err(broken(format!("reference {name:?} is not the name of a directory within this one")));
+    }
+    let reference = RewardModel::load(&dir.join(name))?;
+    let theirs = (reference.vocab_size(), reference.context_length());
+    match theirs == (config.vocab_size, config.max_position_embeddings) && reference.kind == HeadKind::QVocab
+    {
+        true => Ok((beta as f32, Box::new(reference))),
+        false => Err(broken("the reference policy has another vocabulary, context or head".into())),
+    }
+}
+
 /// A batch laid out: which rows of the forest the head reads, and for which tokens.
 struct Plan {
     forest: Forest,
@@ -62,6 +84,10 @@ pub struct RewardModel {
     decoder: Decoder,
     head: Head,
     trained: Parameters,
+    /// Of a step-level model.
+    steps: Option<Steps>,
+    /// Of a DPO policy: β and the policy it is read against.
+    reference: Option<(f32, Box<RewardModel>)>,
 }
 
 impl RewardModel {
@@ -97,8 +123,16 @@ impl RewardModel {
         let decoder = Decoder::load(&mut loader, tied)?;
         let trained = loader.into_parameters();
         let parameters = checkpoint.parameters();
+        let steps = (kind == HeadKind::Step).then(|| Steps {
+            separator: checkpoint.qrm_config().step_separator.clone().unwrap_or_else(|| "\n".into()),
+            tanh: checkpoint.qrm_config().activation == Some(Activation::Tanh),
+        });
+        let reference = match training.is_none() && kind == HeadKind::Dpo {
+            true => Some(reference(dir, checkpoint.qrm_config(), &config)?),
+            false => None,
+        };
         checkpoint.finish()?;
-        Ok(Self { config, kind, parameters, text, decoder, head, trained })
+        Ok(Self { config, kind, parameters, text, decoder, head, trained, steps, reference })
     }
 
     /// What the head gives.
@@ -156,7 +190,8 @@ impl RewardModel {
         let Plan { forest, rows, targets } = self.plan(batch)?;
         let mut all = TokenScores::default();
         if !forest.is_empty() {
-            all = self.head.forward(&self.decoder.forward(&forest, &rows)?, &targets)?;
+            all = self.scores(&forest, &rows, &targets)?;
+            all.own = self.own(&all, &forest, &rows, &targets, batch)?;
         }
         let mut scores = Vec::with_capacity(batch.len());
         let mut at = 0;
@@ -170,6 +205,37 @@ impl RewardModel {
             at = end;
         }
         Ok(BatchScores { scores, computed_tokens: (0..batch.len()).map(|i| forest.fresh(i)).collect() })
+    }
+
+    fn scores(&self, forest: &Forest, rows: &[u32], targets: &[u32]) -> candle_core::Result<TokenScores> {
+        self.head.forward(&self.decoder.forward(forest, rows)?, targets)
+    }
+
+    /// The rewards that take more than a token's scores.
+    fn own(
+        &self,
+        scores: &TokenScores,
+        forest: &Forest,
+        rows: &[u32],
+        targets: &[u32],
+        batch: &[Trajectory],
+    ) -> Result<Vec<f32>, ModelError> {
+        if let Some((beta, reference)) = &self.reference {
+            let other = reference.scores(forest, rows, targets)?;
+            let ratio = |((z, l), (other_z, other_l)): ((&f32, &f32), (&f32, &f32))| {
+                beta * ((z - l).min(0.0) - (other_z - other_l).min(0.0))
+            };
+            let policy = scores.logit.iter().zip(&scores.logsumexp);
+            return Ok(policy.zip(other.logit.iter().zip(&other.logsumexp)).map(ratio).collect());
+        }
+        let Some(steps) = &self.steps else { return Ok(Vec::new()) };
+        let mut own = Vec::with_capacity(targets.len());
+        for (index, trajectory) in batch.iter().enumerate() {
+            let part = own.len()..own.len() + trajectory.response_ids.len();
+            let rewards = steps.rewards(&self.text, &trajectory.response_ids, &scores.logit[part]);
+            own.extend(rewards.map_err(|e| ModelError::Trajectory { index, message: e.to_string() })?);
+        }
+        Ok(own)
     }
 
     /// Runs a batch forward, makes a loss of what the head says, and adds its gradients to `gradients`.

@@ -39,10 +39,12 @@ fn definitions_on_numbers_worked_out_by_hand() {
         logsumexp: vec![1.5, 3.0],
         max: vec![1.0, 2.5],
         entropy: vec![0.5, 0.9],
+        own: vec![7.0, 8.0],
     };
     assert_eq!(scores.rewards(RewardKind::Advantage), [-0.5, -5.0]);
     assert_eq!(scores.rewards(RewardKind::CenteredLogit), [0.0, -4.5]);
     assert_eq!(scores.rewards(RewardKind::Logit), [1.0, -2.0]);
+    assert_eq!(scores.rewards(RewardKind::Dpo), [7.0, 8.0]);
 }
 
 #[test]
@@ -53,6 +55,7 @@ fn rounding_never_makes_an_advantage_positive() {
         logsumexp: vec![299.999_97],
         max: vec![299.999_97],
         entropy: vec![0.0],
+        own: vec![],
     };
     assert_eq!(scores.rewards(RewardKind::Advantage), [0.0]);
     assert_eq!(scores.rewards(RewardKind::CenteredLogit), [0.0]);

@@ -31,6 +31,8 @@ enum Command {
     Qrm(QrmArgs),
     /// Outcome reward model from pairs (Bradley-Terry on the last token).
     Orm(OrmArgs),
+    /// Step-level reward model: rows of {prompt | messages, response, steps}.
+    Prm(PrmArgs),
     /// DPO from pairs: a policy whose log-ratio to its start is a reward.
     Dpo(DpoArgs),
     /// Preference accuracy, margin, entropy and calibration of a checkpoint on pairs, as JSON.
@@ -167,6 +169,15 @@ struct OrmArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+struct PrmArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// What ends a step when the model is served, written as within a JSON string.
+    #[arg(long, default_value = "\\n", value_parser = unescaped)]
+    step_separator: String,
+}
+
+#[derive(Debug, Clone, Args)]
 struct DpoArgs {
     #[command(flatten)]
     train: TrainArgs,
@@ -208,6 +219,7 @@ struct Aim {
     gamma_decay: bool,
     score: Score,
     kind: Kind,
+    step_separator: String,
 }
 
 impl Cli {
@@ -220,6 +232,7 @@ impl Cli {
             gamma_decay: false,
             score,
             kind,
+            step_separator: "\n".into(),
         };
         match self.command {
             Command::Sft(args) => {
@@ -241,10 +254,15 @@ impl Cli {
                 let aim = aim(HeadKind::Outcome, Some("outcome"), objective, Score::LastLogit, Kind::Pairs);
                 args.train.run(aim)
             }
+            Command::Prm(args) => {
+                let score = Score::WorstStep;
+                let aim = aim(HeadKind::Step, Some("step"), Objective::Step, score, Kind::Steps);
+                args.train.run(Aim { step_separator: args.step_separator, ..aim })
+            }
             Command::Dpo(args) => {
                 let loss = Preference { beta: args.beta, gamma: 0.0, label_smoothing: args.label_smoothing };
                 let objective = Objective::Dpo(loss);
-                args.train.run(aim(HeadKind::QVocab, None, objective, Score::LogRatio, Kind::Pairs))
+                args.train.run(aim(HeadKind::Dpo, Some("dpo"), objective, Score::LogRatio, Kind::Pairs))
             }
             Command::Evaluate(args) => args.run(),
         }
@@ -274,6 +292,7 @@ impl TrainArgs {
             eval: self.eval,
             output: self.output,
             append_eos: !self.no_append_eos,
+            step_separator: aim.step_separator,
             seed: self.seed,
             epochs: self.epochs,
             steps: self.steps,
@@ -308,12 +327,19 @@ impl EvaluateArgs {
         let examples = data::load(&self.data, format, &model)?;
         let score = match model.head() {
             HeadKind::Outcome => Score::LastLogit,
+            HeadKind::Step => Score::WorstStep,
+            HeadKind::Dpo => Score::Sum,
             HeadKind::QVocab | HeadKind::QScalar => Score::MeanLogit,
         };
         let evaluation = evaluate(&model, &examples, score, self.beta, self.micro_batch_tokens)?;
         println!("{}", serde_json::to_string_pretty(&evaluation)?);
         Ok(())
     }
+}
+
+/// `\n` and its like.
+fn unescaped(text: &str) -> Result<String, String> {
+    serde_json::from_str(&format!("\"{text}\"")).map_err(|e| e.to_string())
 }
 
 fn threads(threads: usize) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! How good a reward model is on held-out data.
 
-use qrm_model::reward::{HeadKind, Stats, TokenScores};
+use qrm_model::reward::{Stats, TokenScores};
 use qrm_model::{RewardModel, Trajectory};
 use serde::Serialize;
 
@@ -29,10 +29,15 @@ pub struct Evaluation {
     /// Mean of `logsumexp − max`, which the entropy bounds (Proposition 3.2); Assumption 3.3 wants it small.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logsumexp_minus_max: Option<f64>,
-    /// Mean of the served reward over all response tokens.
-    pub reward_mean: f64,
+    /// Mean of `(tanh Z − label)²` over labelled steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_error: Option<f64>,
+    /// Mean of the served reward over all response tokens; none while a DPO policy's reference is not beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_mean: Option<f64>,
     /// Its standard deviation.
-    pub reward_std: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_std: Option<f64>,
 }
 
 impl Evaluation {
@@ -45,14 +50,16 @@ impl Evaluation {
             ("nll", self.nll),
             ("entropy", self.entropy),
             ("logsumexp_minus_max", self.logsumexp_minus_max),
+            ("step_error", self.step_error),
+            ("reward_mean", self.reward_mean),
+            ("reward_std", self.reward_std),
         ];
-        let there = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        there.chain([("reward_mean", self.reward_mean), ("reward_std", self.reward_std)]).collect()
+        optional.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// What the best model has most of.
     pub fn quality(&self) -> f64 {
-        self.accuracy.or(self.nll.map(|nll| -nll)).unwrap_or(0.0)
+        self.accuracy.or(self.step_error.or(self.nll).map(|loss| -loss)).unwrap_or(0.0)
     }
 }
 
@@ -65,6 +72,10 @@ pub enum Score {
     LastLogit,
     /// Sum of log φ, minus the reference's.
     LogRatio,
+    /// Sum of the served rewards.
+    Sum,
+    /// The lowest of the steps' rewards.
+    WorstStep,
 }
 
 impl Score {
@@ -73,6 +84,8 @@ impl Score {
         let wide = |v: &f32| f64::from(*v);
         match self {
             Self::MeanLogit => scores.logit.iter().map(wide).sum::<f64>() / scores.logit.len().max(1) as f64,
+            Self::Sum => scores.own.iter().map(wide).sum(),
+            Self::WorstStep => scores.own.iter().filter(|r| **r != 0.0).map(wide).fold(1.0, f64::min),
             Self::LastLogit => scores.logit.last().map_or(0.0, wide),
             Self::LogRatio => {
                 let log_phi = scores.logit.iter().zip(&scores.logsumexp).map(|(z, l)| wide(z) - wide(l));
@@ -117,20 +130,30 @@ pub fn evaluate(
 
     let reward = model.head().default_reward();
     let rewards: Vec<f32> = scores.iter().flat_map(|s| s.rewards(reward)).collect();
-    let stats = Stats::of(rewards.iter());
-    (evaluation.reward_mean, evaluation.reward_std) = (stats.mean, stats.std);
+    if !rewards.is_empty() {
+        let stats = Stats::of(rewards.iter());
+        (evaluation.reward_mean, evaluation.reward_std) = (Some(stats.mean), Some(stats.std));
+    }
+    let errors: Vec<f64> = examples
+        .iter()
+        .zip(&scores)
+        .flat_map(|(e, s)| e.steps.iter().map(|(t, label)| f64::from(s.logit[*t].tanh() - label).powi(2)))
+        .collect();
+    if !errors.is_empty() {
+        evaluation.step_error = Some(errors.iter().sum::<f64>() / errors.len() as f64);
+    }
 
-    if model.head() == HeadKind::QVocab {
-        let mean =
-            |of: &dyn Fn(&TokenScores) -> f64| scores.iter().map(of).sum::<f64>() / rewards.len() as f64;
+    if model.head().is_vocabulary() {
+        let tokens = scores.iter().map(|s| s.logit.len()).sum::<usize>().max(1) as f64;
+        let mean = |of: &dyn Fn(&TokenScores) -> f64| scores.iter().map(of).sum::<f64>() / tokens;
         let total = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>();
         evaluation.entropy = Some(mean(&|s| total(&s.entropy)));
         evaluation.logsumexp_minus_max = Some(mean(&|s| total(&s.logsumexp) - total(&s.max)));
         let per_example = scores.len() / examples.len().max(1);
         let chosen = || scores.iter().step_by(per_example.max(1));
-        let tokens = chosen().map(|s| s.logit.len()).sum::<usize>();
+        let chosen_tokens = chosen().map(|s| s.logit.len()).sum::<usize>();
         let nll = chosen().map(|s| total(&s.logsumexp) - total(&s.logit)).sum::<f64>();
-        evaluation.nll = Some(nll / tokens.max(1) as f64);
+        evaluation.nll = Some(nll / chosen_tokens.max(1) as f64);
     }
 
     if examples.iter().all(|e| e.answers.len() == 2) {

@@ -48,8 +48,10 @@ const COPIED: [&str; 6] = [
 /// What `qrm_config.json` says of a training.
 #[derive(Debug, Clone)]
 pub struct Card {
-    /// `q_vocab`, `q_scalar`, `outcome`; none of a plain language model.
+    /// `q_vocab`, `q_scalar`, `outcome`, `step`, `dpo`; none of a plain language model.
     pub reward_model: Option<&'static str>,
+    /// What ends a step.
+    pub step_separator: String,
     /// β and γ of the loss.
     pub beta_gamma: Option<(f64, f64)>,
     /// On the validation set.
@@ -74,6 +76,9 @@ pub fn write(
         let config = config(model, &base.join("config.json"), store)?;
         std::fs::write(dir.join("config.json"), pretty(&config))?;
         std::fs::write(dir.join("qrm_config.json"), pretty(&qrm_config(model, card)))?;
+        if model.head() == HeadKind::Dpo {
+            copy_checkpoint(base, &dir.join("reference"))?;
+        }
         if let Method::Lora(lora) = method {
             adapter(model, lora, base, &dir.join("adapter"))?;
         }
@@ -89,7 +94,7 @@ fn weights(model: &RewardModel, method: &Method, base: &Path) -> anyhow::Result<
         return Ok(trained.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect());
     };
     let mut all: BTreeMap<String, Tensor> = Checkpoint::open(base)?.take_all()?.into_iter().collect();
-    if model.head() != HeadKind::QVocab {
+    if !model.head().is_vocabulary() {
         all.remove("lm_head.weight");
     }
     for (name, tensor) in &trained {
@@ -125,8 +130,8 @@ pub(crate) fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType
 fn config(model: &RewardModel, base: &Path, store: Store) -> anyhow::Result<Value> {
     let mut config: Map<String, Value> = serde_json::from_slice(&std::fs::read(base)?)?;
     let class = match model.head() {
-        HeadKind::QVocab => "ForCausalLM",
-        HeadKind::QScalar => "ForTokenClassification",
+        HeadKind::QVocab | HeadKind::Dpo => "ForCausalLM",
+        HeadKind::QScalar | HeadKind::Step => "ForTokenClassification",
         HeadKind::Outcome => "ForSequenceClassification",
     };
     let family = model.architecture().split("For").next().unwrap_or_default();
@@ -138,7 +143,7 @@ fn config(model: &RewardModel, base: &Path, store: Store) -> anyhow::Result<Valu
     };
     config.remove("dtype");
     config.insert("torch_dtype".into(), json!(dtype));
-    if model.head() != HeadKind::QVocab {
+    if !model.head().is_vocabulary() {
         config.insert("num_labels".into(), json!(1));
         config.insert("id2label".into(), json!({"0": "REWARD"}));
         config.insert("label2id".into(), json!({"REWARD": 0}));
@@ -159,13 +164,30 @@ fn qrm_config(model: &RewardModel, card: &Card) -> Value {
         config.insert("beta".into(), json!(beta));
         config.insert("gamma".into(), json!(gamma));
     }
+    if model.head() == HeadKind::Step {
+        config.insert("activation".into(), json!("tanh"));
+        config.insert("step_separator".into(), json!(card.step_separator));
+    }
     if let Some(evaluation) = &card.evaluation {
-        let stats = json!({"mean": evaluation.reward_mean, "std": evaluation.reward_std});
-        config.insert("stats".into(), stats);
+        if let (Some(mean), Some(std)) = (evaluation.reward_mean, evaluation.reward_std) {
+            config.insert("stats".into(), json!({"mean": mean, "std": std}));
+        }
         let reward: RewardKind = model.head().default_reward();
         config.insert("evaluation".into(), json!({"reward": reward, "result": evaluation}));
     }
     Value::Object(config)
+}
+
+/// The files of a checkpoint, without what lies below it.
+fn copy_checkpoint(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The adapter alone, as `PeftModel.from_pretrained` loads it.
@@ -176,8 +198,8 @@ fn adapter(model: &RewardModel, lora: &Lora, base: &Path, dir: &Path) -> anyhow:
         named.map(|(name, var)| (format!("base_model.model.{name}"), var.as_tensor().clone())).collect();
     save(&dir.join("adapter_model.safetensors"), &tensors, DType::F32)?;
     let (task, saved) = match model.head() {
-        HeadKind::QVocab => ("CAUSAL_LM", Value::Null),
-        HeadKind::QScalar => ("TOKEN_CLS", json!(["score"])),
+        HeadKind::QVocab | HeadKind::Dpo => ("CAUSAL_LM", Value::Null),
+        HeadKind::QScalar | HeadKind::Step => ("TOKEN_CLS", json!(["score"])),
         HeadKind::Outcome => ("SEQ_CLS", json!(["score"])),
     };
     let base = std::fs::canonicalize(base)?;

@@ -45,6 +45,8 @@ pub struct Run {
     pub output: PathBuf,
     /// Answers end with the end-of-sequence token.
     pub append_eos: bool,
+    /// What ends a step, for serving a step-level model.
+    pub step_separator: String,
     /// Decides every random choice.
     pub seed: u64,
     /// Passes over the data; `steps` counts where it is given.
@@ -312,7 +314,12 @@ impl<'a> Training<'a> {
             Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => Some((p.beta, p.gamma)),
             Objective::Sft | Objective::Step => None,
         };
-        let card = Card { reward_model: run.reward_model, beta_gamma, evaluation: self.evaluation.clone() };
+        let card = Card {
+            reward_model: run.reward_model,
+            step_separator: run.step_separator.clone(),
+            beta_gamma,
+            evaluation: self.evaluation.clone(),
+        };
         let to = run.output.join("model");
         export::write(&self.model, &run.method, &run.model, &to, run.store, &card)?;
         self.report.say(&summary(&self.evaluation, &to));

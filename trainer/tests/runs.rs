@@ -85,7 +85,8 @@ fn every_kind_learns_and_is_served() {
         ("qrm", HeadKind::QScalar, RewardKind::Logit, &["--head", "scalar"]),
         ("orm", HeadKind::Outcome, RewardKind::Outcome, &[]),
         ("qrm", HeadKind::QVocab, RewardKind::Advantage, &["--lora-rank", "4", "--gradient-checkpointing"]),
-        ("dpo", HeadKind::QVocab, RewardKind::Advantage, &["--store", "bf16"]),
+        ("dpo", HeadKind::Dpo, RewardKind::Dpo, &["--beta", "0.3"]),
+        ("dpo", HeadKind::Dpo, RewardKind::Dpo, &["--store", "bf16", "--lora-rank", "4"]),
     ] {
         let output = format!("{kind}{}", more.concat());
         work.train(kind, "qwen2", &output, &[&common[..], more].concat());
@@ -97,9 +98,9 @@ fn every_kind_learns_and_is_served() {
         let (found, scores) = score(&model);
         assert_eq!((found, found.default_reward()), (head, reward));
         assert!(scores[0].rewards(reward).iter().all(|r| r.is_finite()));
+        let evaluation = work.evaluate(&model);
+        assert_eq!(evaluation["accuracy"].as_f64(), last("eval/accuracy"), "{output}");
         if kind != "dpo" {
-            let evaluation = work.evaluate(&model);
-            assert_eq!(evaluation["accuracy"].as_f64(), last("eval/accuracy"), "{output}");
             let config: Value =
                 serde_json::from_slice(&std::fs::read(model.join("qrm_config.json")).unwrap()).unwrap();
             // Merged adapters round differently from adapters beside their weights.
@@ -109,6 +110,46 @@ fn every_kind_learns_and_is_served() {
         }
         assert!(std::fs::read_dir(work.path(&output).join("tensorboard")).unwrap().count() == 1);
     }
+}
+
+#[test]
+fn steps_are_learned_and_served_where_they_end() {
+    let work = Work::new();
+    // Steps of one letter or more and a newline; those with a q are wrong.
+    let row = |i: usize| {
+        let steps: Vec<(&str, i32)> = [("a b\n", 1), ("q\n", -1), ("c\n", 1), ("q d\n", -1)]
+            .into_iter()
+            .cycle()
+            .skip(i)
+            .take(2 + i % 3)
+            .collect();
+        let mut end = 0;
+        let labels: Vec<Value> = steps
+            .iter()
+            .map(|(text, label)| {
+                end += text.len();
+                json!({"end": end, "label": label})
+            })
+            .collect();
+        let response: String = steps.iter().map(|(text, _)| *text).collect();
+        format!("{}\n", json!({"prompt": "x", "response": response, "steps": labels}))
+    };
+    let rows: String = (0..24).map(row).collect();
+    std::fs::write(work.path("train.jsonl"), &rows).unwrap();
+    std::fs::write(work.path("eval.jsonl"), &rows).unwrap();
+    let eval = work.path("eval.jsonl");
+    let flags = ["--steps", "60", "--batch", "8", "--lr", "3e-3", "--eval", eval.to_str().unwrap()];
+    work.train("prm", "qwen2", "prm", &flags);
+    assert!(work.metrics("prm").last().unwrap()["eval/step_error"].as_f64() < Some(0.1));
+    let model = RewardModel::load(&work.path("prm/model")).unwrap();
+    assert_eq!(model.head(), HeadKind::Step);
+    let ids = model.text().encode("a b\nq\nc\n", false).unwrap().ids;
+    let prompt = model.text().encode("x", false).unwrap().ids;
+    let batch = [Trajectory { prompt_ids: prompt.into(), response_ids: ids.into() }];
+    let rewards = model.score(&batch).unwrap().scores[0].rewards(RewardKind::Step);
+    let steps: Vec<f32> = rewards.into_iter().filter(|r| *r != 0.0).collect();
+    assert_eq!(steps.len(), 3);
+    assert!(steps[0] > 0.5 && steps[1] < -0.5 && steps[2] > 0.5, "{steps:?}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 
 pub use config::DecoderConfig;
 pub use hub::{Hub, resolve};
-pub use qrm_config::{QrmConfig, RewardModelKind, RewardStats};
+pub use qrm_config::{Activation, QrmConfig, RewardModelKind, RewardStats};
 
 use crate::reward::HeadKind;
 use fields::Fields;
@@ -100,7 +100,7 @@ impl Checkpoint {
         let config = DecoderConfig::read(fields).map_err(|e| CheckpointError::config(CONFIG, e))?;
         let path = dir.join(QRM_CONFIG);
         let qrm_config: QrmConfig = if path.exists() { read_json(&path)? } else { QrmConfig::default() };
-        let head = match qrm_config.head().map_err(|e| CheckpointError::config(QRM_CONFIG, e))? {
+        let head = match qrm_config.head() {
             Some(head) => head,
             None => qrm_config::derived_head(fields).map_err(|e| CheckpointError::config(CONFIG, e))?,
         };
@@ -179,7 +179,7 @@ impl Checkpoint {
     /// Errors naming every stored tensor that nobody took (buffers such as `rotary_emb.inv_freq` excepted).
     pub fn finish(self) -> Result<(), CheckpointError> {
         // A copy of the tied embedding, or what a scalar head leaves of the causal model it was made from.
-        let spare_lm_head = self.config.tie_word_embeddings || self.head != HeadKind::QVocab;
+        let spare_lm_head = self.config.tie_word_embeddings || !self.head.is_vocabulary();
         let expected =
             |name: &str| name.ends_with("rotary_emb.inv_freq") || (spare_lm_head && name == "lm_head.weight");
         let extra: Vec<_> = self.weights.left().into_iter().filter(|name| !expected(name)).collect();

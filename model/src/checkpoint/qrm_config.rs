@@ -22,6 +22,14 @@ pub enum RewardModelKind {
     Dpo,
 }
 
+/// What a scalar goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Into (−1, 1).
+    Tanh,
+}
+
 /// Mean and standard deviation of the rewards on the training data.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct RewardStats {
@@ -41,23 +49,26 @@ pub struct QrmConfig {
     pub beta: Option<f64>,
     /// γ of the training objective.
     pub gamma: Option<f64>,
-    /// What ends a step of the response.
+    /// What ends a step of the response; a newline where it is absent.
     pub step_separator: Option<String>,
+    /// What a step's scalar goes through; nothing where it is absent.
+    pub activation: Option<Activation>,
+    /// The directory of the reference policy of a `dpo` checkpoint, within its own; `reference` where it is absent.
+    pub reference: Option<String>,
     /// Of the rewards on the training data.
     pub stats: Option<RewardStats>,
 }
 
 impl QrmConfig {
     /// The head the checkpoint declares; none where it leaves that to `architectures`.
-    pub(super) fn head(&self) -> Result<Option<HeadKind>, FieldError> {
-        let unsupported = |name| Err(format!("reward_model {name:?} is not supported yet by this version"));
+    pub(super) fn head(&self) -> Option<HeadKind> {
         match self.reward_model {
-            None => Ok(None),
-            Some(RewardModelKind::QVocab) => Ok(Some(HeadKind::QVocab)),
-            Some(RewardModelKind::QScalar) => Ok(Some(HeadKind::QScalar)),
-            Some(RewardModelKind::Outcome) => Ok(Some(HeadKind::Outcome)),
-            Some(RewardModelKind::Step) => unsupported("step"),
-            Some(RewardModelKind::Dpo) => unsupported("dpo"),
+            None => None,
+            Some(RewardModelKind::QVocab) => Some(HeadKind::QVocab),
+            Some(RewardModelKind::QScalar) => Some(HeadKind::QScalar),
+            Some(RewardModelKind::Outcome) => Some(HeadKind::Outcome),
+            Some(RewardModelKind::Step) => Some(HeadKind::Step),
+            Some(RewardModelKind::Dpo) => Some(HeadKind::Dpo),
         }
     }
 }

@@ -40,9 +40,9 @@ fn qrm_config_decides_the_head() {
     let qrm = checkpoint.qrm_config();
     assert_eq!((qrm.reward_model, qrm.beta, qrm.gamma), (Some(RewardModelKind::QScalar), Some(0.2), None));
     assert_eq!(qrm.stats.unwrap().std, 2.0);
-    for kind in ["step", "dpo"] {
-        write(&json!({ "reward_model": kind }).to_string());
-        assert!(refusal(dir.path()).contains(&format!("{kind:?} is not supported yet")));
+    for (name, kind) in [("step", HeadKind::Step), ("dpo", HeadKind::Dpo), ("outcome", HeadKind::Outcome)] {
+        write(&json!({ "reward_model": name }).to_string());
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().head(), kind);
     }
     write(r#"{"reward_model": "oracle"}"#);
     assert!(refusal(dir.path()).contains("oracle"));

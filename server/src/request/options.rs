@@ -97,7 +97,7 @@ fn include(names: &[String], head: HeadKind) -> Result<Include, Invalid> {
             "tokens" => include.tokens = true,
             "offsets" => include.offsets = Some(i),
             "logit" => include.logit = true,
-            "logsumexp" | "max" | "entropy" if head != HeadKind::QVocab => {
+            "logsumexp" | "max" | "entropy" if !head.is_vocabulary() => {
                 let message = format!("{name} needs a vocabulary head; this checkpoint has a scalar head");
                 return Err(Invalid::field(param(), "not_available", message));
             }

@@ -1,0 +1,81 @@
+//! Where the steps of a response end, for step-level reward models (Lightman et al., arXiv 2305.20050).
+
+use crate::text::{TextError, TextProcessor};
+
+/// How a step-level reward model divides responses, from `qrm_config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Steps {
+    /// What ends a step.
+    pub(crate) separator: String,
+    /// The scalar is squashed by tanh, as it was in training.
+    pub(crate) tanh: bool,
+}
+
+impl Steps {
+    /// The `[T]` rewards: the scalar at the last token of each step, zeros elsewhere.
+    pub(crate) fn rewards(
+        &self,
+        text: &TextProcessor,
+        ids: &[u32],
+        logit: &[f32],
+    ) -> Result<Vec<f32>, TextError> {
+        let pieces = ids.iter().map(|id| text.decode(&[*id], false)).collect::<Result<Vec<_>, _>>()?;
+        let mut rewards = vec![0.0; logit.len()];
+        for end in ends(&pieces, &self.separator) {
+            rewards[end] = if self.tanh { logit[end].tanh() } else { logit[end] };
+        }
+        Ok(rewards)
+    }
+}
+
+/// The last token of each step: the one that completes a separator, the last of several that follow one another with
+/// nothing but space between them, and the last of all.
+fn ends(pieces: &[String], separator: &str) -> Vec<usize> {
+    let text = pieces.concat();
+    let mut token_ends = Vec::with_capacity(pieces.len());
+    let mut at = 0;
+    for piece in pieces {
+        at += piece.len();
+        token_ends.push(at);
+    }
+    let mut ends: Vec<usize> = Vec::new();
+    let mut from = 0;
+    let matches = if separator.is_empty() { Vec::new() } else { text.match_indices(separator).collect() };
+    for (begin, found) in matches {
+        let token = token_ends.partition_point(|end| *end < begin + found.len());
+        if text[from..begin].trim().is_empty() {
+            ends.pop(); // an empty step belongs to the one before it
+        }
+        ends.push(token);
+        from = begin + found.len();
+    }
+    if let Some(last) = pieces.len().checked_sub(1) {
+        // What follows the last separator is a step where it says anything; an end-of-sequence token alone does too.
+        if ends.last() != Some(&last) {
+            ends.push(last);
+        }
+    }
+    ends.dedup();
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ends;
+
+    fn of(pieces: &[&str], separator: &str) -> Vec<usize> {
+        ends(&pieces.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>(), separator)
+    }
+
+    #[test]
+    fn steps_end_where_their_separator_does() {
+        assert_eq!(of(&["a", "b", ".\n", "c", "\n", "d"], "\n"), [2, 4, 5]);
+        assert_eq!(of(&["a", "\n", "\n", "b"], "\n"), [2, 3]);
+        assert_eq!(of(&["a", "\n", "\n", "b", "\n"], "\n\n"), [2, 4]);
+        assert_eq!(of(&["a\nb\nc", "d"], "\n"), [0, 1]);
+        assert_eq!(of(&["a"], "\n"), [0]);
+        assert_eq!(of(&["\n"], "\n"), [0]);
+        assert_eq!(of(&[], "\n"), Vec::<usize>::new());
+        assert_eq!(of(&["a", "b"], ""), [1]);
+    }
+}
