@@ -1,27 +1,15 @@
 //! Every backward against central differences of the op's f64 reference, on odd shapes.
 
+mod common;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
+use common::{noise, wide};
 use qrm_kernels::{
     Panels, QkNorm, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm,
     swiglu, token_logits,
 };
-
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| 2.0 * (next() + next() + next())).collect()
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
-}
 
 fn var(values: &[f32], shape: &[usize]) -> Var {
     Var::from_slice(values, shape, &Device::Cpu).unwrap()

@@ -1,29 +1,16 @@
 //! Every op against its f64 reference on odd shapes and hostile values, and its bits against batching.
 
+mod common;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use common::{noise, wide};
 use proptest::prelude::*;
 use qrm_kernels::{
     Panels, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm, swiglu,
     token_reward,
 };
-
-/// Reproducible values in about ±3, without a dependency.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| 2.0 * (next() + next() + next())).collect()
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|x| f64::from(*x)).collect()
-}
 
 fn tensor(v: &[f32], rows: usize) -> Tensor {
     Tensor::from_slice(v, (rows, v.len() / rows.max(1)), &Device::Cpu).unwrap()

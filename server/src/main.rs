@@ -22,13 +22,12 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-use qrm_kernels::memory::{Allocator, Keep, keep_pages};
+use qrm_kernels::memory::Allocator;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
-    keep_pages(Keep::Milliseconds(1000));
     let cli = config::Cli::read();
     telemetry::init(cli.log_format());
     let result = match cli.command {

@@ -14,6 +14,7 @@ use crate::export::Store;
 use crate::objective::{Objective, Preference};
 use crate::optimizer::{Decay, Settings};
 use crate::run::Run;
+use crate::task::cli::TaskCommand;
 
 /// Trains token-reward models, and those they are compared with, from JSONL files.
 #[derive(Debug, Parser)]
@@ -35,6 +36,9 @@ enum Command {
     Prm(PrmArgs),
     /// DPO from pairs: a policy whose log-ratio to its start is a reward.
     Dpo(DpoArgs),
+    /// The arithmetic task: an untrained model, problems, answers with mistakes.
+    #[command(subcommand)]
+    Task(TaskCommand),
     /// Preference accuracy, margin, entropy and calibration of a checkpoint on pairs, as JSON.
     Evaluate(EvaluateArgs),
 }
@@ -264,6 +268,7 @@ impl Cli {
                 let objective = Objective::Dpo(loss);
                 args.train.run(aim(HeadKind::Dpo, Some("dpo"), objective, Score::LogRatio, Kind::Pairs))
             }
+            Command::Task(command) => command.run(),
             Command::Evaluate(args) => args.run(),
         }
     }

@@ -11,6 +11,7 @@
 //! - [`evaluate`]: preference accuracy, margin, entropy, calibration.
 //! - [`export`]: a finished model in Hugging Face layout, adapters in PEFT's.
 //! - [`report`]: progress bar, JSONL and TensorBoard metrics.
+//! - [`task`]: arithmetic word problems whose every wrong token is known, to train and judge reward models on.
 //! - [`files`]: files that are there whole or not at all.
 #![forbid(unsafe_code)]
 
@@ -25,3 +26,4 @@ pub mod optimizer;
 pub mod report;
 pub mod run;
 pub mod state;
+pub mod task;

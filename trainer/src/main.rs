@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use qrm_kernels::memory::{Allocator, Keep, keep_pages};
+use qrm_kernels::memory::{Allocator, keep_pages};
 use qrm_trainer::cli::Cli;
 use qrm_trainer::data::BadRows;
 
@@ -15,7 +15,7 @@ static ALLOCATOR: Allocator = Allocator;
 const BAD_ROWS: u8 = 2;
 
 fn main() -> ExitCode {
-    keep_pages(Keep::Always);
+    keep_pages();
     let Err(error) = Cli::parse().run() else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
     match error.is::<BadRows>() {

@@ -1,0 +1,17 @@
+//! A task with known truth: word problems of several arithmetic steps, whose every wrong token can be pointed at.
+//!
+//! - [`story`]: the words. [`problem`]: the generator, its splits and worked answers.
+//! - [`slips`]: answers with one mistake, continued from the wrong value.
+//! - [`verifier`]: whether an answer is right, and its first wrong byte.
+//! - [`cli`]: `qrm-trainer task …`.
+//! - [`tokenizer`]: a byte-level BPE trained for it. [`start`]: an untrained model to begin with.
+
+pub mod cli;
+pub mod problem;
+pub mod slips;
+pub mod start;
+mod story;
+pub mod tokenizer;
+pub mod verifier;
+
+pub use problem::{Problem, Split};

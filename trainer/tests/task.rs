@@ -1,0 +1,139 @@
+//! The task: its answers, its mistakes, its splits.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+
+use qrm_model::RewardModel;
+use qrm_trainer::task::problem::{Generator, Problem, Split};
+use qrm_trainer::task::slips::{Slip, slip};
+use qrm_trainer::task::verifier::{Verdict, final_answer, verify};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+fn problems(split: Split, n: usize) -> Vec<Problem> {
+    Generator::new(split, 1..=4, 7).take(n).collect()
+}
+
+#[test]
+fn worked_answers_are_right_to_the_last_byte() {
+    for problem in problems(Split::Train, 2000) {
+        let answer = problem.answer();
+        assert_eq!(verify(&problem, &answer), Verdict::Right, "{answer}");
+        assert_eq!(final_answer(&answer), Some(problem.result()));
+        // Every equation holds as it is written.
+        for line in answer.lines().filter(|l| !l.starts_with('#')) {
+            let n: Vec<i64> =
+                line.split([' ', '=', '+', '-', '*', '/']).filter_map(|n| n.parse().ok()).collect();
+            let holds = match line.split(' ').nth(1).unwrap() {
+                "+" => n[0] + n[1] == n[2],
+                "-" => n[0] - n[1] == n[2],
+                "*" => n[0] * n[1] == n[2],
+                _ => n[2] * n[1] == n[0],
+            };
+            assert!(holds, "{line}");
+        }
+        // An answer that stops early is wrong where it stops; one that goes on, where it goes on.
+        let (cut, _) = answer.split_at(answer.len() / 2);
+        assert_eq!(verify(&problem, cut), Verdict::Wrong(cut.len()));
+        assert_eq!(verify(&problem, &format!("{answer}0")), Verdict::Wrong(answer.len()));
+        // Every changed byte is found, unless the line it makes is as good.
+        for at in (0..answer.len()).step_by(5) {
+            let mut bytes = answer.clone().into_bytes();
+            bytes[at] = b'x';
+            assert_eq!(verify(&problem, std::str::from_utf8(&bytes).unwrap()), Verdict::Wrong(at));
+        }
+    }
+}
+
+#[test]
+fn other_ways_that_are_right_are_right() {
+    let problem = problems(Split::Train, 500).into_iter().find(|p| p.answer().contains('+')).unwrap();
+    let swapped: Vec<String> = problem
+        .answer()
+        .lines()
+        .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [a, op @ ("+" | "*"), b, "=", c] => format!("{b} {op} {a} = {c}"),
+            _ => line.to_owned(),
+        })
+        .collect();
+    assert_ne!(swapped.join("\n"), problem.answer());
+    assert_eq!(verify(&problem, &swapped.join("\n")), Verdict::Right);
+}
+
+#[test]
+fn slips_go_wrong_once_and_go_on() {
+    let mut rng = StdRng::seed_from_u64(1);
+    for kind in Slip::ALL {
+        let mut made = 0;
+        for problem in problems(Split::Validation, 1500) {
+            let Some(text) = slip(&problem, kind, &mut rng) else { continue };
+            made += 1;
+            let Verdict::Wrong(at) = verify(&problem, &text) else { panic!("{text}") };
+            let answer = problem.answer();
+            // What comes before are lines of the worked answer, perhaps in another order.
+            let (before, _) = text[..at].rsplit_once('\n').unwrap_or_default();
+            assert!(before.lines().all(|line| answer.lines().any(|l| l == line)), "{text}\n{answer}");
+            assert!(final_answer(&text).is_some());
+        }
+        assert!(made > 200, "{kind:?}: {made}");
+    }
+}
+
+#[test]
+fn splits_share_neither_stories_nor_numbers() {
+    let key = |p: &Problem| {
+        let digits = |c: char| c.is_ascii_digit();
+        let numbers: Vec<String> =
+            p.question.split(|c| !digits(c)).filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        numbers.join(" ")
+    };
+    let all: Vec<HashSet<String>> = [Split::Train, Split::Validation, Split::Test]
+        .into_iter()
+        .map(|split| problems(split, 1500).iter().filter(|p| p.steps.len() > 2).map(key).collect())
+        .collect();
+    assert!(all[0].is_disjoint(&all[1]) && all[0].is_disjoint(&all[2]) && all[1].is_disjoint(&all[2]));
+    // The same seed gives the same problems.
+    assert_eq!(problems(Split::Test, 50), problems(Split::Test, 50));
+}
+
+fn trainer(args: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_qrm-trainer")).args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_model_starts_from_nothing_and_learns() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
+    let (start, sft) = (path("start"), path("sft"));
+    trainer(&["task", "start", "--hidden-size", "32", "--layers", "2", "--heads", "2", "--output", &start]);
+    let model = RewardModel::load(Path::new(&start)).unwrap();
+    // Digits are tokens of their own, and any text survives.
+    let text = "1234 + 5 = 1239\n";
+    let tokens = model.text().encode(text, false).unwrap().offsets.into_iter().map(|[a, b]| &text[a..b]);
+    assert!(tokens.into_iter().all(|t| t.len() == 1 || !t.contains(|c: char| c.is_ascii_digit())));
+    let odd = "é 🙂 <|answer|> 42";
+    assert_eq!(model.text().decode(&model.text().encode(odd, false).unwrap().ids, false).unwrap(), odd);
+    assert_eq!(model.text().token(model.eos_token_id().unwrap()).as_deref(), Some("<|end|>"));
+
+    for (rows, name) in [("answers", "answers.jsonl"), ("slips", "slips.jsonl"), ("steps", "steps.jsonl")] {
+        trainer(&["task", "data", "--rows", rows, "--count", "64", "--output", &path(name)]);
+        assert_eq!(std::fs::read_to_string(path(name)).unwrap().lines().count(), 64);
+    }
+    let common = ["--steps", "25", "--batch", "16", "--lr", "1e-2", "--output"];
+    let answers = path("answers.jsonl");
+    trainer(&[&["sft", "--model", &start, "--train", &answers], &common[..], &[&sft]].concat());
+    let metrics = std::fs::read_to_string(Path::new(&sft).join("metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = metrics
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["train/loss"].as_f64().unwrap())
+        .collect();
+    assert!(losses[0] > 5.5 && losses[24] < 3.0, "{losses:?}");
+    let model = format!("{sft}/model");
+    for (kind, rows) in [("qrm", "slips.jsonl"), ("prm", "steps.jsonl")] {
+        let (rows, output) = (path(rows), path(kind));
+        trainer(&[kind, "--model", &model, "--train", &rows, "--steps", "2", "--output", &output]);
+        assert!(RewardModel::load(&Path::new(&output).join("model")).is_ok());
+    }
+}
