@@ -62,14 +62,19 @@ pub(crate) fn weight_gradient(g: &[f32], out: usize, x: &[f32], k: usize, sum: O
     product(&transpose(g, out), out, &Panels::pack_transposed(x, k), None, sum)
 }
 
+/// Rows that a transpose reads at a time: it then writes runs of whole cache lines. Single floats a power of two apart
+/// would all fall into the same few lines of the cache.
+const RUN: usize = 32;
+
 /// `x [n, columns]` as `[columns, n]`.
 fn transpose(x: &[f32], columns: usize) -> Vec<f32> {
     let n = x.len() / columns.max(1);
     let mut y = vec![0.0f32; x.len()];
     y.par_chunks_mut((n * WIDTH).max(1)).enumerate().for_each(|(block, y)| {
-        for (i, row) in x.chunks_exact(columns).enumerate() {
-            for (j, v) in row[block * WIDTH..((block + 1) * WIDTH).min(columns)].iter().enumerate() {
-                y[j * n + i] = *v;
+        for (run, rows) in x.chunks(RUN * columns).enumerate() {
+            for (j, column) in y.chunks_exact_mut(n).enumerate() {
+                let values = rows[block * WIDTH + j..].iter().step_by(columns);
+                column[run * RUN..].iter_mut().zip(values).for_each(|(y, v)| *y = *v);
             }
         }
     });
