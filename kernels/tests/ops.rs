@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use common::{noise, wide};
 use proptest::prelude::*;
 use qrm_kernels::{
-    Panels, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm, swiglu,
-    token_reward,
+    Fresh, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference,
+    rms_norm, swiglu, token_reward,
 };
 
 fn tensor(v: &[f32], rows: usize) -> Tensor {
@@ -146,6 +146,66 @@ fn attention_bits_do_not_depend_on_where_the_forest_is_cut() {
     let whole = run(&[]);
     for cuts in [&[1][..], &[64], &[100], &[63, 65, 200], &[299]] {
         assert_eq!(whole, run(cuts), "{cuts:?}");
+    }
+}
+
+/// Tokens that come in turns, each segment with room of its own to grow.
+#[test]
+fn cached_attention_gives_the_bits_of_the_whole() {
+    let (segments, n) = forest();
+    for (q_heads, kv_heads, head, window) in [(4, 2, 16, None), (2, 2, 24, Some(16)), (1, 1, 1, None)] {
+        let width = (q_heads + 2 * kv_heads) * head;
+        let qkv = noise(n * width, 9);
+        let whole = forest_attention(&tensor(&qkv, n), &segments, q_heads, kv_heads, window).unwrap();
+        let whole = values(&whole);
+        for turn in [1, 50, 1000] {
+            let mut cache = KvCache::default();
+            let mut grown: Vec<Segment> = segments.to_vec();
+            grown
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, s)| (s.start, s.len) = ((segments.len() - i) * 200, 0));
+            // A parent is complete before its children begin.
+            for parents in [&[0][..], &[1, 2], &[3, 4], &[5]] {
+                loop {
+                    let (mut fresh, mut rows) = (Vec::new(), Vec::new());
+                    for &i in parents {
+                        let len = turn.min(segments[i].len - grown[i].len);
+                        if len > 0 {
+                            let first = segments[i].start + grown[i].len;
+                            rows.extend(first..first + len);
+                            grown[i].len += len;
+                            fresh.push(Fresh { segment: i, len });
+                        }
+                    }
+                    if fresh.is_empty() {
+                        break;
+                    }
+                    let new: Vec<f32> =
+                        rows.iter().flat_map(|r| &qkv[r * width..(r + 1) * width]).copied().collect();
+                    // Segments that have not begun are not there yet.
+                    let last = fresh.iter().map(|f| f.segment).max().unwrap();
+                    let got = cache.attend(
+                        &tensor(&new, rows.len()),
+                        &grown[..=last],
+                        &fresh,
+                        q_heads,
+                        kv_heads,
+                        window,
+                    );
+                    let out = q_heads * head;
+                    for (row, got) in rows.iter().zip(values(&got.unwrap()).chunks(out)) {
+                        assert_eq!(got, &whole[row * out..(row + 1) * out], "turns of {turn}, row {row}");
+                    }
+                }
+            }
+        }
+        let mut cache = KvCache::default();
+        let one = tensor(&qkv[..width], 1);
+        let at = |segment, len| [Fresh { segment, len }];
+        for bad in [at(9, 1), at(0, 2), at(0, 71)] {
+            assert!(cache.attend(&one, &segments, &bad, q_heads, kv_heads, window).is_err());
+        }
     }
 }
 

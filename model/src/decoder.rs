@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use qrm_kernels::{Panels, QkNorm, RopeTable, Segment, forest_attention, qk_rope, rms_norm, swiglu};
+use qrm_kernels::{
+    Fresh, KvCache, Panels, QkNorm, RopeTable, Segment, forest_attention, qk_rope, rms_norm, swiglu,
+};
 
 use crate::checkpoint::config::RopeScaling;
 use crate::checkpoint::{CheckpointError, DecoderConfig};
@@ -60,9 +62,36 @@ impl Decoder {
     /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`, f32. No gradients.
     pub fn forward(&self, forest: &Forest, rows: &[u32]) -> candle_core::Result<Tensor> {
         let context = self.context(forest);
-        let mut x = self.embed(forest)?.detach();
+        let mut x = self.embed(&forest.token_ids)?.detach();
         for layer in &self.layers {
             x = layer.detach().forward(&x, &context)?;
+        }
+        Ok(self.finish(&x, rows)?.detach())
+    }
+
+    /// The same for new tokens alone, `token_ids [N]` in the order of `fresh`: what came before is read from `caches`,
+    /// one a layer, which then hold the new tokens too.
+    pub(crate) fn extend(
+        &self,
+        token_ids: &[u32],
+        segments: &[Segment],
+        fresh: &[Fresh],
+        caches: &mut [KvCache],
+        rows: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let positions: Arc<[u32]> = fresh
+            .iter()
+            .flat_map(|f| {
+                let end = segments[f.segment].position + segments[f.segment].len;
+                (end - f.len) as u32..end as u32
+            })
+            .collect();
+        let rope = self.rope(&positions);
+        let mut x = self.embed(token_ids)?.detach();
+        for (layer, cache) in self.layers.iter().zip(caches) {
+            let attend =
+                |qkv: &Tensor, l: &Layer| cache.attend(qkv, segments, fresh, l.q_heads, l.kv_heads, l.window);
+            x = layer.detach().around(&x, &positions, &rope, attend)?;
         }
         Ok(self.finish(&x, rows)?.detach())
     }
@@ -72,21 +101,25 @@ impl Decoder {
     }
 
     pub(crate) fn context(&self, forest: &Forest) -> Context {
-        let positions = forest.positions.iter().max().map_or(0, |last| *last as usize + 1);
-        let rope = match positions > self.rope.positions() {
-            true => Arc::new(RopeTable::new(&inv_freq(&self.config), positions)),
-            false => self.rope.clone(),
-        };
+        let rope = self.rope(&forest.positions);
         Context { positions: forest.positions.clone(), segments: forest.segments.clone(), rope }
     }
 
+    fn rope(&self, positions: &[u32]) -> Arc<RopeTable> {
+        let positions = positions.iter().max().map_or(0, |last| *last as usize + 1);
+        match positions > self.rope.positions() {
+            true => Arc::new(RopeTable::new(&inv_freq(&self.config), positions)),
+            false => self.rope.clone(),
+        }
+    }
+
     /// The tokens' embeddings, `[N, d]`.
-    pub(crate) fn embed(&self, forest: &Forest) -> candle_core::Result<Tensor> {
+    pub(crate) fn embed(&self, token_ids: &[u32]) -> candle_core::Result<Tensor> {
         match &self.embedding {
             Embedding::Matrix(matrix) => {
-                matrix.index_select(&Tensor::from_slice(&forest.token_ids, forest.len(), &Device::Cpu)?, 0)
+                matrix.index_select(&Tensor::from_slice(token_ids, token_ids.len(), &Device::Cpu)?, 0)
             }
-            Embedding::Tied(panels) => panels.gather(&forest.token_ids),
+            Embedding::Tied(panels) => panels.gather(token_ids),
         }
     }
 
@@ -147,10 +180,23 @@ impl Layer {
 
     /// `[N, d]` to `[N, d]`.
     pub(crate) fn forward(&self, x: &Tensor, context: &Context) -> candle_core::Result<Tensor> {
-        let (q_heads, kv_heads) = (self.q_heads, self.kv_heads);
+        let attend = |qkv: &Tensor, l: &Self| {
+            forest_attention(qkv, &context.segments, l.q_heads, l.kv_heads, l.window)
+        };
+        self.around(x, &context.positions, &context.rope, attend)
+    }
+
+    /// All of the layer but the attention itself.
+    fn around(
+        &self,
+        x: &Tensor,
+        positions: &Arc<[u32]>,
+        rope: &Arc<RopeTable>,
+        attend: impl FnOnce(&Tensor, &Self) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
         let qkv = self.qkv.forward(&rms_norm(x, &self.input_norm, self.eps)?, None)?;
-        let qkv = qk_rope(&qkv, &context.positions, &context.rope, q_heads, kv_heads, self.qk_norm.as_ref())?;
-        let attended = forest_attention(&qkv, &context.segments, q_heads, kv_heads, self.window)?;
+        let qkv = qk_rope(&qkv, positions, rope, self.q_heads, self.kv_heads, self.qk_norm.as_ref())?;
+        let attended = attend(&qkv, self)?;
         drop(qkv);
         let x = self.o.forward(&attended, Some(x))?;
         let gate_up = self.gate_up.forward(&rms_norm(&x, &self.post_norm, self.eps)?, None)?;

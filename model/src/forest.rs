@@ -120,10 +120,15 @@ impl Forest {
         self.fresh.get(trajectory).copied().unwrap_or(0)
     }
 
+    /// The segment that holds the last token of a trajectory; none of one without tokens.
+    pub fn leaf(&self, trajectory: usize) -> Option<usize> {
+        self.leaves.get(trajectory).copied().filter(|leaf| *leaf != usize::MAX)
+    }
+
     /// Rows of the packed batch that hold tokens `0 .. P + T` of a trajectory, in order.
     pub fn rows(&self, trajectory: usize) -> Vec<u32> {
         let mut chain = Vec::new();
-        let mut at = self.leaves.get(trajectory).copied().filter(|leaf| *leaf != usize::MAX);
+        let mut at = self.leaf(trajectory);
         while let Some(segment) = at {
             chain.push(&self.segments[segment]);
             at = self.segments[segment].parent;

@@ -11,12 +11,14 @@
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
 //! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
+//! - [`generation`]: sampling answers from a vocabulary head, with cached keys and values.
 //! - [`training`]: what is trained, LoRA, and gradients with per-layer checkpointing.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod decoder;
 pub mod forest;
+pub mod generation;
 pub mod head;
 mod loader;
 mod projection;

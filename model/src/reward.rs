@@ -66,6 +66,10 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Advantage, Self::Logit, Self::CenteredLogit, Self::Outcome, Self::Step, Self::Dpo];
+
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

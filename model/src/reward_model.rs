@@ -81,8 +81,8 @@ pub struct RewardModel {
     kind: HeadKind,
     parameters: usize,
     text: TextProcessor,
-    decoder: Decoder,
-    head: Head,
+    pub(crate) decoder: Decoder,
+    pub(crate) head: Head,
     trained: Parameters,
     /// Of a step-level model.
     steps: Option<Steps>,

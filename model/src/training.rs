@@ -116,7 +116,7 @@ impl<'a> Pass<'a> {
         checkpointing: bool,
     ) -> Result<(Self, Tensor)> {
         let context = decoder.context(forest);
-        let embedded = decoder.embed(forest)?;
+        let embedded = decoder.embed(&forest.token_ids)?;
         let mut layers = Vec::new();
         let mut x = Var::from_tensor(&embedded.detach())?;
         for layer in decoder.layers() {

@@ -5,12 +5,30 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Chain, Heads, KEYS, QUERIES, Segment, chain, rows};
+use super::{Chain, Heads, KEYS, QUERIES, rows};
 use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
 use crate::cpu::{math, output};
 
-/// Some queries of one segment for one key/value head.
+/// A run of queries of one segment: rows `row .. row + len` of `qkv`, at positions `position ..`.
+pub(super) struct Queries<'a> {
+    /// Where the keys they see lie.
+    pub(super) chain: &'a Chain,
+    pub(super) row: usize,
+    pub(super) len: usize,
+    pub(super) position: usize,
+}
+
+/// Where keys and values lie: rows of `width`, keys from one column, values from another.
+#[derive(Clone, Copy)]
+pub(super) struct Store<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) width: usize,
+    pub(super) keys: usize,
+    pub(super) values: usize,
+}
+
+/// At most `QUERIES` queries for one key/value head.
 struct Task<'a> {
     chain: &'a Chain,
     row: usize,
@@ -19,18 +37,23 @@ struct Task<'a> {
     kv_head: usize,
 }
 
-/// The outputs `[n, q_heads · head_dim]` and the rows' logsumexp `[n, q_heads]`.
-pub(super) fn forward(qkv: &[f32], n: usize, segments: &[Segment], heads: Heads) -> (Vec<f32>, Vec<f32>) {
-    let chains: Vec<_> = (0..segments.len()).map(|i| chain(segments, i)).collect();
+/// The outputs `[n, q_heads · head_dim]` and the rows' logsumexp `[n, q_heads]`. The queries cover rows `0 .. n` of `qkv`.
+pub(super) fn forward(
+    qkv: &[f32],
+    n: usize,
+    queries: &[Queries<'_>],
+    store: Store<'_>,
+    heads: Heads,
+) -> (Vec<f32>, Vec<f32>) {
     let mut tasks = Vec::new();
-    for (segment, chain) in segments.iter().zip(&chains) {
-        for offset in (0..segment.len).step_by(QUERIES) {
+    for q in queries {
+        for offset in (0..q.len).step_by(QUERIES) {
             for kv_head in 0..heads.kv {
                 tasks.push(Task {
-                    chain,
-                    row: segment.start + offset,
-                    len: QUERIES.min(segment.len - offset),
-                    position: segment.position + offset,
+                    chain: q.chain,
+                    row: q.row + offset,
+                    len: QUERIES.min(q.len - offset),
+                    position: q.position + offset,
                     kv_head,
                 });
             }
@@ -43,7 +66,7 @@ pub(super) fn forward(qkv: &[f32], n: usize, segments: &[Segment], heads: Heads)
         let each = |sums: output::Output| {
             tasks.par_iter().with_max_len(1).for_each_init(
                 || Scratch::new(heads),
-                |scratch, task| run(task, qkv, heads, scratch, out, sums),
+                |scratch, task| run(task, qkv, store, heads, scratch, out, sums),
             );
         };
         // SAFETY: the tasks cover every row and query head.
@@ -86,6 +109,7 @@ impl Scratch {
 fn run(
     task: &Task<'_>,
     qkv: &[f32],
+    store: Store<'_>,
     heads: Heads,
     s: &mut Scratch,
     out: output::Output,
@@ -105,7 +129,7 @@ fn run(
 
     let end = task.position + task.len;
     for keys in heads.blocks(task.position, end) {
-        gather(task, qkv, heads, keys..(keys + KEYS).min(end), s);
+        gather(task, store, heads, keys..(keys + KEYS).min(end), s);
         for first in (0..rows).step_by(MAX_ROWS) {
             let count = MAX_ROWS.min(rows - first);
             if task.position + (first + count - 1) / group < keys {
@@ -155,16 +179,16 @@ fn run(
 }
 
 /// Packs the keys and values at `positions` into panels; positions past the end are zeros.
-fn gather(task: &Task<'_>, qkv: &[f32], heads: Heads, positions: Range<usize>, s: &mut Scratch) {
-    let (head, width) = (heads.dim, heads.width());
-    let (k_column, v_column) = (heads.keys(task.kv_head), heads.values(task.kv_head));
+fn gather(task: &Task<'_>, store: Store<'_>, heads: Heads, positions: Range<usize>, s: &mut Scratch) {
+    let head = heads.dim;
+    let (k_column, v_column) = (store.keys + task.kv_head * head, store.values + task.kv_head * head);
     let (k, v) = (floats_mut(&mut s.k), floats_mut(&mut s.v));
     if positions.len() < KEYS {
         k.fill(0.0);
         v.fill(0.0);
     }
     for (j, row) in rows(task.chain, positions).enumerate() {
-        let row = &qkv[row * width..][..width];
+        let row = &store.data[row * store.width..][..store.width];
         let panel = &mut k[j / WIDTH * head * WIDTH + j % WIDTH..];
         for (d, x) in row[k_column..k_column + head].iter().enumerate() {
             panel[d * WIDTH] = *x;

@@ -3,16 +3,21 @@
 //! A segment's queries see their ancestors' keys and values and their own, causally. Keys are walked in blocks of
 //! [`KEYS`] absolute positions, whichever segments those positions lie in, so that a trajectory's bits
 //! do not depend on where the forest cut its prefix. `forward` is the way there, `backward` the way back
-//! (FlashAttention-2, arXiv 2307.08691: weights are made again from each row's logsumexp).
+//! (FlashAttention-2, arXiv 2307.08691: weights are made again from each row's logsumexp). `cache` keeps keys and values
+//! for tokens that come later.
 
 mod backward;
+mod cache;
 mod forward;
+
+pub use cache::{Fresh, KvCache};
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{f32_slice, gradient, values};
+use forward::{Queries, Store};
 
 /// Key positions of one block.
 const KEYS: usize = 64;
@@ -41,27 +46,34 @@ pub fn forest_attention(
     kv_heads: usize,
     window: Option<usize>,
 ) -> Result<Tensor> {
-    let heads = q_heads + 2 * kv_heads;
     let (n, width) = qkv.dims2()?;
-    if kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) || !width.is_multiple_of(heads) || width == 0 {
-        bail!("attention: {q_heads} query and {kv_heads} key heads in a width of {width}");
-    }
+    let heads = Heads::new(q_heads, kv_heads, width, window)?;
     check(segments, n)?;
-    let heads = Heads { q: q_heads, kv: kv_heads, dim: width / heads, window };
     qkv.apply_op1(Attention { segments: segments.clone(), heads, logsumexp: OnceLock::new() })
 }
 
-/// The segments cover the rows in order, and every one continues where its parent ends.
-fn check(segments: &[Segment], n: usize) -> Result<()> {
-    let mut covered = 0;
+/// Every segment continues where its parent, one before it, ends.
+fn check_order(segments: &[Segment]) -> Result<()> {
     for (i, s) in segments.iter().enumerate() {
         let position = match s.parent {
             None => 0,
             Some(p) if p < i => segments[p].position + segments[p].len,
             Some(p) => bail!("attention: segment {i} has parent {p}"),
         };
-        if s.start != covered || s.position != position {
-            bail!("attention: segment {i} is {s:?}, expected start {covered}, position {position}");
+        if s.position != position {
+            bail!("attention: segment {i} is {s:?}, expected position {position}");
+        }
+    }
+    Ok(())
+}
+
+/// The segments cover the rows in order.
+fn check(segments: &[Segment], n: usize) -> Result<()> {
+    check_order(segments)?;
+    let mut covered = 0;
+    for (i, s) in segments.iter().enumerate() {
+        if s.start != covered {
+            bail!("attention: segment {i} is {s:?}, expected start {covered}");
         }
         covered += s.len;
     }
@@ -81,6 +93,13 @@ struct Heads {
 }
 
 impl Heads {
+    fn new(q: usize, kv: usize, width: usize, window: Option<usize>) -> Result<Self> {
+        if kv == 0 || !q.is_multiple_of(kv) || !width.is_multiple_of(q + 2 * kv) || width == 0 {
+            bail!("attention: {q} query and {kv} key heads in a width of {width}");
+        }
+        Ok(Self { q, kv, dim: width / (q + 2 * kv), window })
+    }
+
     /// Query heads that read one key/value head.
     fn group(self) -> usize {
         self.q / self.kv
@@ -159,7 +178,16 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, _) = layout.shape().dims2()?;
         let qkv = f32_slice("forest_attention", qkv, layout)?;
-        let (out, logsumexp) = forward::forward(qkv, n, &self.segments, self.heads);
+        let chains: Vec<_> = (0..self.segments.len()).map(|i| chain(&self.segments, i)).collect();
+        let queries: Vec<_> = self
+            .segments
+            .iter()
+            .zip(&chains)
+            .map(|(s, chain)| Queries { chain, row: s.start, len: s.len, position: s.position })
+            .collect();
+        let (keys, values) = (self.heads.keys(0), self.heads.values(0));
+        let store = Store { data: qkv, width: self.heads.width(), keys, values };
+        let (out, logsumexp) = forward::forward(qkv, n, &queries, store, self.heads);
         let _ = self.logsumexp.set(logsumexp);
         Ok((CpuStorage::F32(out), Shape::from((n, self.heads.q * self.heads.dim))))
     }
