@@ -15,6 +15,7 @@ use crate::objective::{Objective, Preference};
 use crate::optimizer::{Decay, Settings};
 use crate::run::Run;
 use crate::task::cli::TaskCommand;
+use crate::workers::Workers;
 
 /// Trains token-reward models, and those they are compared with, from JSONL files.
 #[derive(Debug, Parser)]
@@ -70,7 +71,7 @@ struct TrainArgs {
     /// Steps in all, instead of epochs.
     #[arg(long)]
     steps: Option<usize>,
-    /// Examples of one step.
+    /// Examples of one step; under `mpirun`, of each process.
     #[arg(long, default_value_t = 32)]
     batch: usize,
     /// Tokens of one forward and backward; a step is cut into as many as it needs.
@@ -320,7 +321,15 @@ impl TrainArgs {
             best: self.best,
             store: self.store,
         };
-        run.run().map(drop)
+        let workers = Workers::join()?;
+        let result = run.run(&workers).map(drop);
+        if let Err(error) = &result
+            && workers.count() > 1
+        {
+            eprintln!("error: {error:#}");
+            workers.abort();
+        }
+        result
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`objective`]: the losses (Q-RM, outcome, step, DPO, SFT) over the head's outputs.
 //! - [`batches`]: the order of the examples, and token-budget micro-batches.
 //! - [`optimizer`]: AdamW, gradient clipping, learning-rate schedules.
+//! - [`workers`]: processes that train together (feature `mpi`).
 //! - [`run`]: the loop. [`state`]: what a killed run goes on from.
 //! - [`evaluate`]: preference accuracy, margin, entropy, calibration.
 //! - [`export`]: a finished model in Hugging Face layout, adapters in PEFT's.
@@ -27,3 +28,4 @@ pub mod report;
 pub mod run;
 pub mod state;
 pub mod task;
+pub mod workers;

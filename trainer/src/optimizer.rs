@@ -41,6 +41,16 @@ pub enum StepError {
     Compute(#[from] candle_core::Error),
 }
 
+/// The gradient of every variable as plain numbers. A variable without one is an error.
+pub fn plain(parameters: &Parameters, gradients: &Gradients) -> Result<Vec<Vec<f32>>, StepError> {
+    let named = parameters.iter().zip(gradients.iter());
+    let plain = named.map(|((name, _), gradient)| {
+        let gradient = gradient.ok_or_else(|| StepError::Untrained(name.to_owned()))?;
+        Ok(gradient.flatten_all()?.to_vec1()?)
+    });
+    plain.collect()
+}
+
 impl AdamW {
     /// Moments of zero.
     pub fn new(settings: Settings, parameters: &Parameters) -> Self {
@@ -49,20 +59,15 @@ impl AdamW {
         Self { settings, step: 0, moments }
     }
 
-    /// One update with learning rate `lr`; gives the gradient's norm before clipping.
+    /// One update with learning rate `lr` and the gradient of every variable; gives their norm before clipping.
     pub fn step(
         &mut self,
         parameters: &Parameters,
-        gradients: &Gradients,
+        gradients: &[Vec<f32>],
         lr: f64,
     ) -> Result<f64, StepError> {
-        let mut flat = Vec::with_capacity(parameters.len());
-        for ((name, _), gradient) in parameters.iter().zip(gradients.iter()) {
-            let gradient = gradient.ok_or_else(|| StepError::Untrained(name.to_owned()))?;
-            flat.push(gradient.flatten_all()?.to_vec1::<f32>()?);
-        }
         let squares = |g: &Vec<f32>| g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
-        let norm = flat.par_iter().map(squares).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
+        let norm = gradients.par_iter().map(squares).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Err(StepError::NotFinite(norm));
         }
@@ -72,7 +77,7 @@ impl AdamW {
         let (b1, b2) = s.betas;
         let rate = lr / (1.0 - b1.powi(self.step as i32));
         let unbias = 1.0 / (1.0 - b2.powi(self.step as i32));
-        for (((_, var), g), (m, v)) in parameters.iter().zip(&flat).zip(&mut self.moments) {
+        for (((_, var), g), (m, v)) in parameters.iter().zip(gradients).zip(&mut self.moments) {
             let decay = if var.rank() > 1 { 1.0 - lr * s.weight_decay } else { 1.0 };
             let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;
             let each = values.par_iter_mut().zip(g).zip(m.par_iter_mut().zip(v.par_iter_mut()));

@@ -14,9 +14,10 @@ use crate::data::{self, Example, Format, Kind};
 use crate::evaluate::{Evaluation, Score, evaluate, score_all};
 use crate::export::{self, Card, Store};
 use crate::objective::{Objective, Outcome};
-use crate::optimizer::{AdamW, Decay, Schedule, Settings};
+use crate::optimizer::{AdamW, Decay, Schedule, Settings, plain};
 use crate::report::Report;
 use crate::state::{Position, States};
+use crate::workers::Workers;
 
 /// Everything a run is made of.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ pub struct Run {
     pub epochs: f64,
     /// Steps in all.
     pub steps: Option<usize>,
-    /// Examples of one step.
+    /// Examples of one step, of each process.
     pub batch: usize,
     /// Tokens of one forward and backward; a step is cut into as many as it needs.
     pub micro_batch_tokens: usize,
@@ -82,8 +83,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// Trains and writes the finished model to `output/model`.
-    pub fn run(&self) -> anyhow::Result<Option<Evaluation>> {
+    /// Trains, and writes the finished model to `output/model`: the first of the workers does, and gives the evaluation.
+    pub fn run(&self, workers: &Workers) -> anyhow::Result<Option<Evaluation>> {
         let model = RewardModel::load_for_training(&self.model, self.head, &self.method, self.seed)
             .with_context(|| format!("the checkpoint {} cannot be trained", self.model.display()))?;
         let format = Format { kind: self.kind, append_eos: self.append_eos };
@@ -99,7 +100,7 @@ impl Run {
                 self.reference(&model, examples)?;
             }
         }
-        Training::new(self, model, train, held_out)?.run()
+        Training::new(self, workers, model, train, held_out)?.run()
     }
 
     fn reference(&self, model: &RewardModel, examples: &mut [Example]) -> anyhow::Result<()> {
@@ -111,11 +112,11 @@ impl Run {
     }
 
     /// What has to be the same for a run to go on.
-    fn settings(&self, examples: usize, steps: usize) -> Value {
+    fn settings(&self, examples: usize, batch: usize, steps: usize) -> Value {
         json!({
             "objective": format!("{:?}", self.objective), "gamma_decay": self.gamma_decay,
             "method": format!("{:?}", self.method), "seed": self.seed, "examples": examples, "steps": steps,
-            "batch": self.batch, "micro_batch_tokens": self.micro_batch_tokens, "lr": self.lr,
+            "batch": batch, "micro_batch_tokens": self.micro_batch_tokens, "lr": self.lr,
             "warmup": self.warmup, "decay": format!("{:?}", self.decay),
             "optimizer": format!("{:?}", self.optimizer),
         })
@@ -125,6 +126,7 @@ impl Run {
 /// A run under way.
 struct Training<'a> {
     run: &'a Run,
+    workers: &'a Workers,
     model: RewardModel,
     train: Vec<Example>,
     held_out: Vec<Example>,
@@ -133,7 +135,8 @@ struct Training<'a> {
     optimizer: AdamW,
     states: States,
     position: Position,
-    report: Report,
+    /// The first worker's.
+    report: Option<Report>,
     evaluation: Option<Evaluation>,
 }
 
@@ -149,17 +152,20 @@ struct Step {
 impl<'a> Training<'a> {
     fn new(
         run: &'a Run,
+        workers: &'a Workers,
         model: RewardModel,
         train: Vec<Example>,
         held_out: Vec<Example>,
     ) -> anyhow::Result<Self> {
-        let order = Order::new(train.len(), run.batch, run.seed);
+        let batch = run.batch * workers.count();
+        anyhow::ensure!(train.len() >= workers.count(), "fewer examples than processes");
+        let order = Order::new(train.len(), batch, run.seed);
         let steps = run.steps.unwrap_or((run.epochs * order.steps_per_epoch() as f64).ceil() as usize).max(1);
         let warmup = (run.warmup * steps as f64).round() as usize;
         let schedule = Schedule { peak: run.lr, warmup, steps, decay: run.decay };
         let mut optimizer = AdamW::new(run.optimizer, model.trained());
         let states = States::new(&run.output, run.keep);
-        let settings = run.settings(train.len(), steps);
+        let settings = run.settings(train.len(), batch, steps);
         let mut position = Position { step: 0, settings, best: None };
         if run.resume
             && let Some(saved) = states.resume(&model, &mut optimizer)?
@@ -169,18 +175,13 @@ impl<'a> Training<'a> {
             }
             position = saved;
         }
-        let report = Report::open(&run.output, position.step, steps)?;
-        report.say(&format!(
-            "{} of {} weights to train, {} examples, {steps} steps of {}{}",
-            model.trained().elements(),
-            model.parameters(),
-            train.len(),
-            run.batch,
-            if position.step > 0 { format!(", from step {}", position.step) } else { String::new() }
-        ));
-        let evaluation = None;
-        Ok(Self {
+        let report = match workers.rank() {
+            0 => Some(Report::open(&run.output, position.step, steps)?),
+            _ => None,
+        };
+        let training = Self {
             run,
+            workers,
             model,
             train,
             held_out,
@@ -190,8 +191,31 @@ impl<'a> Training<'a> {
             states,
             position,
             report,
-            evaluation,
-        })
+            evaluation: None,
+        };
+        training.say(&format!(
+            "{} of {} weights to train, {} examples, {steps} steps of {batch}{}{}",
+            training.model.trained().elements(),
+            training.model.parameters(),
+            training.train.len(),
+            if workers.count() > 1 { format!(" by {} processes", workers.count()) } else { String::new() },
+            if training.position.step > 0 {
+                format!(", from step {}", training.position.step)
+            } else {
+                String::new()
+            }
+        ));
+        Ok(training)
+    }
+
+    fn leads(&self) -> bool {
+        self.workers.rank() == 0
+    }
+
+    fn say(&self, line: &str) {
+        if let Some(report) = &self.report {
+            report.say(line);
+        }
     }
 
     fn run(mut self) -> anyhow::Result<Option<Evaluation>> {
@@ -208,7 +232,7 @@ impl<'a> Training<'a> {
             if last || (self.run.eval_every > 0 && at.is_multiple_of(self.run.eval_every)) {
                 self.evaluate()?;
             }
-            if self.run.save_every > 0 && (last || at.is_multiple_of(self.run.save_every)) {
+            if self.leads() && self.run.save_every > 0 && (last || at.is_multiple_of(self.run.save_every)) {
                 self.states.save(&self.model, &self.optimizer, &self.position)?;
             }
         }
@@ -220,10 +244,12 @@ impl<'a> Training<'a> {
         let lr = self.schedule.at(step);
         let objective = self.objective(step);
         let examples: Vec<&Example> = self.order.step(step).iter().map(|i| &self.train[*i]).collect();
+        let (rank, workers) = (self.workers.rank(), self.workers.count());
+        let mine = &examples[rank * examples.len() / workers..(rank + 1) * examples.len() / workers];
         let total: f64 = examples.iter().map(|e| objective.weight(e)).sum();
         let mut gradients = Gradients::new(self.model.trained());
         let (mut loss, mut outcome) = (0.0, Outcome::default());
-        for micro in micro_batches(&examples, self.run.micro_batch_tokens) {
+        for micro in micro_batches(mine, self.run.micro_batch_tokens) {
             let answers: Vec<_> = micro.iter().flat_map(|e| e.answers.clone()).collect();
             let value = self.model.train(&answers, self.run.checkpointing, &mut gradients, |outputs| {
                 let (loss, came_out) = objective.loss(&micro, outputs, total)?;
@@ -235,6 +261,12 @@ impl<'a> Training<'a> {
             }
             loss += f64::from(value);
         }
+        let mut gradients = plain(self.model.trained(), &gradients)?;
+        self.workers.sum(&mut gradients);
+        let mut sums = [loss, outcome.pairs as f64, outcome.right, outcome.margin];
+        self.workers.sum_f64(&mut sums);
+        let [loss, pairs, right, margin] = sums;
+        let outcome = Outcome { pairs: pairs as usize, right, margin };
         let grad_norm = self.optimizer.step(self.model.trained(), &gradients, lr)?;
         Ok(Step { loss, outcome, grad_norm, lr, tokens: examples.iter().map(|e| e.tokens()).sum() })
     }
@@ -255,11 +287,14 @@ impl<'a> Training<'a> {
             Some(path) => format!("the last good state is {}; --resume goes on from it", path.display()),
             None => "no state was saved yet".into(),
         };
-        self.report.finish();
+        if let Some(report) = &self.report {
+            report.finish();
+        }
         error.context(format!("stopped at step {}: {from}", self.position.step + 1))
     }
 
     fn tell(&mut self, step: &Step, seconds: f64) -> anyhow::Result<()> {
+        let Some(report) = &mut self.report else { return Ok(()) };
         let speed = step.tokens as f64 / seconds;
         let mut numbers = vec![
             ("loss", step.loss),
@@ -274,24 +309,22 @@ impl<'a> Training<'a> {
             message += &format!(" · accuracy {:.3}", step.outcome.right / n);
         }
         message += &format!(" · {speed:.0} tokens/s");
-        self.report.numbers(self.position.step, "train", &numbers)?;
-        self.report.progress(self.position.step, message);
+        report.numbers(self.position.step, "train", &numbers)?;
+        report.progress(self.position.step, message);
         Ok(())
     }
 
     fn evaluate(&mut self) -> anyhow::Result<()> {
-        if self.held_out.is_empty() {
-            return Ok(());
-        }
+        let Some(report) = self.report.as_mut().filter(|_| !self.held_out.is_empty()) else { return Ok(()) };
         let run = self.run;
         let beta = match run.objective {
             Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => p.beta,
             Objective::Sft | Objective::Step => 1.0,
         };
         let e = evaluate(&self.model, &self.held_out, run.score, beta, run.micro_batch_tokens)?;
-        self.report.numbers(self.position.step, "eval", &e.numbers())?;
+        report.numbers(self.position.step, "eval", &e.numbers())?;
         let numbers: Vec<_> = e.numbers().iter().map(|(n, v)| format!("{n} {v:.4}")).collect();
-        self.report.say(&format!("step {}: {}", self.position.step, numbers.join(", ")));
+        report.say(&format!("step {}: {}", self.position.step, numbers.join(", ")));
         if run.best && self.position.best.is_none_or(|(_, quality)| e.quality() > quality) {
             self.position.best = Some((self.position.step, e.quality()));
             self.states.save_best(&self.model, &e)?;
@@ -302,11 +335,12 @@ impl<'a> Training<'a> {
 
     fn finish(mut self) -> anyhow::Result<Option<Evaluation>> {
         let run = self.run;
-        self.report.finish();
+        let Some(report) = &self.report else { return Ok(None) };
+        report.finish();
         if let Some((step, _)) = self.position.best
             && step != self.schedule.steps
         {
-            self.report.say(&format!("the best evaluation was at step {step}: that model is kept"));
+            self.say(&format!("the best evaluation was at step {step}: that model is kept"));
             self.states.restore_best(&self.model)?;
             self.evaluate()?;
         }
@@ -322,7 +356,7 @@ impl<'a> Training<'a> {
         };
         let to = run.output.join("model");
         export::write(&self.model, &run.method, &run.model, &to, run.store, &card)?;
-        self.report.say(&summary(&self.evaluation, &to));
+        self.say(&summary(&self.evaluation, &to));
         Ok(self.evaluation)
     }
 }
