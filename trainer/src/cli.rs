@@ -8,6 +8,7 @@ use qrm_model::RewardModel;
 use qrm_model::reward::HeadKind;
 use qrm_model::training::{Lora, Method};
 
+use crate::credit::noise;
 use crate::data::{self, Format, Kind};
 use crate::evaluate::{Score, evaluate};
 use crate::export::Store;
@@ -208,6 +209,9 @@ struct EvaluateArgs {
     /// Scales margins to log odds, for the calibration.
     #[arg(long, default_value_t = 0.2)]
     beta: f64,
+    /// Judges random rewards too, of this seed: a control.
+    #[arg(long)]
+    noise: Option<u64>,
     /// Tokens of one forward.
     #[arg(long, default_value_t = 4096)]
     micro_batch_tokens: usize,
@@ -345,7 +349,10 @@ impl EvaluateArgs {
             HeadKind::Dpo => Score::Sum,
             HeadKind::QVocab | HeadKind::QScalar => Score::MeanLogit,
         };
-        let evaluation = evaluate(&model, &examples, score, self.beta, self.micro_batch_tokens)?;
+        let mut evaluation = evaluate(&model, &examples, score, self.beta, self.micro_batch_tokens)?;
+        if let Some(seed) = self.noise {
+            evaluation.readings.insert("noise", noise(&examples, seed));
+        }
         println!("{}", serde_json::to_string_pretty(&evaluation)?);
         Ok(())
     }

@@ -1,9 +1,12 @@
 //! How good a reward model is on held-out data.
 
+use std::collections::BTreeMap;
+
 use qrm_model::reward::{Stats, TokenScores};
 use qrm_model::{RewardModel, Trajectory};
 use serde::Serialize;
 
+use crate::credit::{Reading, readings};
 use crate::data::Example;
 
 /// Of a reward model on pairs, or of a policy on answers.
@@ -11,6 +14,8 @@ use crate::data::Example;
 pub struct Evaluation {
     /// Pairs, or answers.
     pub examples: usize,
+    /// The reward that is served by default.
+    pub reward: &'static str,
     /// Share of pairs whose chosen answer scores higher; ties count half.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
@@ -38,6 +43,9 @@ pub struct Evaluation {
     /// Its standard deviation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
+    /// What each of the model's rewards says of the pairs.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub readings: BTreeMap<&'static str, Reading>,
 }
 
 impl Evaluation {
@@ -54,7 +62,9 @@ impl Evaluation {
             ("reward_mean", self.reward_mean),
             ("reward_std", self.reward_std),
         ];
-        optional.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        let default = self.readings.get(self.reward).and_then(|r| r.credit_auc);
+        let optional = optional.into_iter().chain([("credit_auc", default)]);
+        optional.filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// What the best model has most of.
@@ -126,7 +136,11 @@ pub fn evaluate(
 ) -> anyhow::Result<Evaluation> {
     let answers: Vec<Trajectory> = examples.iter().flat_map(|e| e.answers.clone()).collect();
     let scores = score_all(model, &answers, tokens)?;
-    let mut evaluation = Evaluation { examples: examples.len(), ..Evaluation::default() };
+    let mut evaluation = Evaluation {
+        examples: examples.len(),
+        reward: model.head().default_reward().as_str(),
+        ..Evaluation::default()
+    };
 
     let reward = model.head().default_reward();
     let rewards: Vec<f32> = scores.iter().flat_map(|s| s.rewards(reward)).collect();
@@ -170,6 +184,7 @@ pub fn evaluate(
         evaluation.accuracy = Some(margins.iter().map(right).sum::<f64>() / n);
         evaluation.margin = Some(margins.iter().sum::<f64>() / n);
         evaluation.calibration_error = Some(calibration_error(&margins, beta));
+        evaluation.readings = readings(model.head(), examples, &scores);
     }
     Ok(evaluation)
 }

@@ -9,7 +9,7 @@
 //! - [`optimizer`]: AdamW, gradient clipping, learning-rate schedules.
 //! - [`workers`]: processes that train together (feature `mpi`).
 //! - [`run`]: the loop. [`state`]: what a killed run goes on from.
-//! - [`evaluate`]: preference accuracy, margin, entropy, calibration.
+//! - [`evaluate`]: preference accuracy, margin, entropy, calibration. [`credit`]: whether a reward finds the wrong token.
 //! - [`export`]: a finished model in Hugging Face layout, adapters in PEFT's.
 //! - [`report`]: progress bar, JSONL and TensorBoard metrics.
 //! - [`task`]: arithmetic word problems whose every wrong token is known, to train and judge reward models on.
@@ -18,6 +18,7 @@
 
 pub mod batches;
 pub mod cli;
+pub mod credit;
 pub mod data;
 pub mod evaluate;
 pub mod export;

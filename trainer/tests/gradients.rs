@@ -23,7 +23,7 @@ fn loss_and_gradients_are_pytorchs() {
                 response_ids: ids(&pair[name]).into(),
             };
             let answers = vec![answer("chosen"), answer("rejected")];
-            Example { answers, steps: Vec::new(), reference: Vec::new() }
+            Example { answers, first_wrong: None, steps: Vec::new(), reference: Vec::new() }
         })
         .collect();
     let (beta, gamma) = (reference["beta"].as_f64().unwrap(), reference["gamma"].as_f64().unwrap());

@@ -232,6 +232,7 @@ fn bad_rows_are_named_before_training() {
         ("{\"prompt\": [1], \"chosen\": [2], \"rejected\": [9999]}", "9999"),
         ("{\"prompt\": [1], \"chosen\": [2], \"rejected\": \"\"}", "rejected is empty"),
         ("{\"prompt\": [1], \"chosen\": 7, \"rejected\": [3]}", "untagged"),
+        ("{\"prompt\": [1], \"chosen\": \"a\", \"rejected\": \"b\", \"first_wrong\": 2}", "first_wrong"),
         ("{", "EOF"),
     ] {
         std::fs::write(work.path("train.jsonl"), format!("{good}\n{bad}\n{bad}\n")).unwrap();

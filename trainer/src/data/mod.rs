@@ -1,6 +1,7 @@
 //! Training data: JSONL rows become token ids before training starts.
 //!
-//! - pairs: `{"prompt" | "messages", "chosen", "rejected"}`
+//! - pairs: `{"prompt" | "messages", "chosen", "rejected"}`; `"first_wrong"`, the byte at which `rejected` goes wrong, lets
+//!   an evaluation say how well its token is found
 //! - sft: `{"prompt" | "messages", "response"}`
 //! - steps: as sft, with `"steps": [{"end", "label"}]`; `end` is the byte of the response where a step ends, `label` one
 //!   of −1, 0, 1.
@@ -30,6 +31,8 @@ pub enum Kind {
 pub struct Example {
     /// Chosen and rejected, or the one answer.
     pub answers: Vec<Trajectory>,
+    /// Of pairs: the token of the rejected answer at which it goes wrong, where that is known.
+    pub first_wrong: Option<usize>,
     /// `(response token, label)` of each step's last token.
     pub steps: Vec<(usize, f32)>,
     /// Of pairs trained against a reference policy: `Σ_t log π_ref` of each answer.

@@ -22,6 +22,7 @@ struct Row {
     chosen: Option<Text>,
     rejected: Option<Text>,
     response: Option<Text>,
+    first_wrong: Option<usize>,
     steps: Option<Vec<Step>>,
 }
 
@@ -56,7 +57,25 @@ pub(super) fn read(line: &str, format: Format, model: &RewardModel) -> Result<Ex
         (Kind::Steps, Some(steps)) => labels(&steps, &offsets)?,
         _ => Vec::new(),
     };
-    Ok(Example { answers, steps, reference: Vec::new() })
+    let first_wrong = match row.first_wrong {
+        Some(byte) => token_at(byte, &offsets, &answers)?,
+        None => None,
+    };
+    Ok(Example { answers, first_wrong, steps, reference: Vec::new() })
+}
+
+/// The token that holds a byte of the last answer; the end-of-sequence token, if there is one, of the byte after it.
+fn token_at(byte: usize, offsets: &[[usize; 2]], answers: &[Trajectory]) -> Result<Option<usize>, String> {
+    let end = offsets.last().map_or(0, |[_, end]| *end);
+    if byte > end {
+        return Err(format!("first_wrong is {byte}, the rejected answer ends at {end}"));
+    }
+    let token = if byte == end {
+        offsets.len()
+    } else {
+        offsets.partition_point(|[begin, _]| *begin <= byte).saturating_sub(1)
+    };
+    Ok(answers.last().map(|t| t.response_ids.len()).filter(|length| token < *length).map(|_| token))
 }
 
 fn prompt(row: &Row, model: &RewardModel) -> Result<Arc<[u32]>, String> {
