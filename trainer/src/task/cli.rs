@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::problem::{Generator, Problem, Split};
+use super::rows;
+use super::sample::{self, SampleArgs};
 use super::slips::{Slip, slip};
 use super::start::{self, Shape};
-use super::verifier::{Verdict, verify};
 
 /// What can be made of the task.
 #[derive(Debug, Subcommand)]
@@ -20,6 +21,8 @@ pub enum TaskCommand {
     Start(StartArgs),
     /// Writes rows for training or evaluation as JSONL.
     Data(DataArgs),
+    /// Samples a policy's answers and writes right against wrong ones as JSONL; prints how good the policy was.
+    Sample(SampleArgs),
 }
 
 /// Flags of `task start`.
@@ -79,6 +82,10 @@ impl TaskCommand {
         match self {
             Self::Start(args) => start::write(args.shape, args.seed, &args.output),
             Self::Data(args) => args.run(),
+            Self::Sample(args) => {
+                println!("{}", serde_json::to_string(&sample::sample(&args)?)?);
+                Ok(())
+            }
         }
     }
 }
@@ -99,38 +106,15 @@ impl DataArgs {
 
 impl Rows {
     fn of(self, problem: &Problem, rng: &mut StdRng) -> Option<Value> {
-        let messages = json!([{"role": "user", "content": problem.question}]);
         let mut slipped = || slip(problem, Slip::ALL[rng.random_range(0..Slip::ALL.len())], rng);
         match self {
-            Self::Answers => Some(json!({"messages": messages, "response": problem.answer()})),
-            Self::Slips => {
-                let rejected = slipped()?;
-                let Verdict::Wrong(first_wrong) = verify(problem, &rejected) else { return None };
-                Some(json!({
-                    "messages": messages, "chosen": problem.answer(), "rejected": rejected,
-                    "first_wrong": first_wrong,
-                }))
-            }
+            Self::Answers => Some(rows::answer(problem, &problem.answer())),
+            Self::Slips => rows::pair(problem, &problem.answer(), &slipped()?),
             Self::Steps => {
                 let slipped = slipped();
                 let response = if rng.random_bool(0.5) { problem.answer() } else { slipped? };
-                let steps = labels(problem, &response);
-                Some(json!({"messages": messages, "response": response, "steps": steps}))
+                Some(rows::steps(problem, &response))
             }
         }
     }
-}
-
-/// Lines before the first wrong one are right; from there on nothing leads to the result.
-fn labels(problem: &Problem, answer: &str) -> Vec<Value> {
-    let wrong = match verify(problem, answer) {
-        Verdict::Right => usize::MAX,
-        Verdict::Wrong(at) => at,
-    };
-    let mut end = 0;
-    let label = |line: &str| {
-        end += line.len();
-        json!({"end": end, "label": if end <= wrong { 1 } else { -1 }})
-    };
-    answer.split_inclusive('\n').map(label).collect()
 }
