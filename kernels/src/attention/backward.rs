@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::{Chain, Heads, KEYS, QUERIES, Segment, chain, rows};
+use super::{Chain, Heads, KEYS, QUERIES, Segment, chain, columns, rows};
 use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::output::Output;
 use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
@@ -181,17 +181,18 @@ impl Back<'_> {
             v.fill(0.0);
             k_rows.fill(0.0);
         }
+        let (mut keys, mut values) = ([&[][..]; KEYS], [&[][..]; KEYS]);
+        let count = positions.len();
         for (j, row) in rows(chain, positions).enumerate() {
             let row = &self.saved.qkv[row * width..][..width];
-            let at = j / WIDTH * head * WIDTH + j % WIDTH;
-            for d in 0..head {
-                k[at + d * WIDTH] = row[k_column + d];
-                v[at + d * WIDTH] = row[v_column + d];
-            }
+            keys[j] = &row[k_column..k_column + head];
+            values[j] = &row[v_column..v_column + head];
             for (p, part) in row[k_column..k_column + head].chunks(WIDTH).enumerate() {
                 k_rows[p * KEYS * WIDTH + j * WIDTH..][..part.len()].copy_from_slice(part);
             }
         }
+        columns(k, head, &keys[..count]);
+        columns(v, head, &values[..count]);
     }
 
     /// `P` and `dS` of the queries against the loaded block.

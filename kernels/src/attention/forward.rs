@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Chain, Heads, KEYS, QUERIES, rows};
+use super::{Chain, Heads, KEYS, QUERIES, columns, rows};
 use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
 use crate::cpu::{math, output};
@@ -187,16 +187,16 @@ fn gather(task: &Task<'_>, store: Store<'_>, heads: Heads, positions: Range<usiz
         k.fill(0.0);
         v.fill(0.0);
     }
+    let mut keys = [&[][..]; KEYS];
+    let count = positions.len();
     for (j, row) in rows(task.chain, positions).enumerate() {
         let row = &store.data[row * store.width..][..store.width];
-        let panel = &mut k[j / WIDTH * head * WIDTH + j % WIDTH..];
-        for (d, x) in row[k_column..k_column + head].iter().enumerate() {
-            panel[d * WIDTH] = *x;
-        }
+        keys[j] = &row[k_column..k_column + head];
         for (p, part) in row[v_column..v_column + head].chunks(WIDTH).enumerate() {
             v[p * KEYS * WIDTH + j * WIDTH..][..part.len()].copy_from_slice(part);
         }
     }
+    columns(k, head, &keys[..count]);
 }
 
 multiversion! {

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use crate::cpu::tile::WIDTH;
 use crate::cpu::{f32_slice, gradient, values};
 use forward::{Queries, Store};
 
@@ -161,6 +162,21 @@ fn rows(chain: &[(usize, usize)], positions: std::ops::Range<usize>) -> impl Ite
         }
         chain[link].1 + position - chain[link].0
     })
+}
+
+/// Rows `[head]` as the columns of panels `[head, WIDTH]`, sixteen at a time so that whole cache lines are written.
+/// Columns without a row stay as they are.
+fn columns(panels: &mut [f32], head: usize, rows: &[&[f32]]) {
+    for (block, rows) in rows.chunks(16).enumerate() {
+        let first = block * 16 / WIDTH * head * WIDTH + block * 16 % WIDTH;
+        let lines = panels[first..].chunks_mut(WIDTH).take(head).enumerate();
+        match <[&[f32]; 16]>::try_from(rows) {
+            Ok(rows) if rows.iter().all(|row| row.len() == head) => {
+                lines.for_each(|(d, line)| (0..16).for_each(|j| line[j] = rows[j][d]));
+            }
+            _ => lines.for_each(|(d, line)| rows.iter().zip(line).for_each(|(row, x)| *x = row[d])),
+        }
+    }
 }
 
 struct Attention {
