@@ -50,9 +50,12 @@ impl RewardModel {
         }
         let mut all = Vec::with_capacity(prompts.len());
         let prompts_at_once = (settings.width / samples.max(1)).max(1);
+        // Kept from wave to wave: what they held is overwritten before it is read, and memory is not asked for again.
+        let mut caches = vec![KvCache::default(); self.decoder.layers().len()];
         for (wave, prompts) in prompts.chunks(prompts_at_once).enumerate() {
             let first = wave * prompts_at_once * samples;
-            let answers = Growth::start(self, prompts, samples, settings, first)?.run(settings)?;
+            let growth = Growth::start(self, prompts, samples, settings, first, &mut caches)?;
+            let answers = growth.run(settings)?;
             let mut answers = answers.into_iter();
             all.extend(prompts.iter().map(|_| answers.by_ref().take(samples).collect()));
         }
@@ -81,7 +84,7 @@ struct Growth<'a> {
     /// The prompts' segments, then one for each answer.
     segments: Vec<Segment>,
     /// One a layer.
-    caches: Vec<KvCache>,
+    caches: &'a mut [KvCache],
     answers: Vec<Answer>,
     /// Index of the first answer's segment.
     first: usize,
@@ -109,6 +112,7 @@ impl<'a> Growth<'a> {
         samples: usize,
         settings: &Settings,
         number: usize,
+        caches: &'a mut [KvCache],
     ) -> Result<Self, ModelError> {
         let empty = |prompt: &Arc<[u32]>| Trajectory { prompt_ids: prompt.clone(), response_ids: [].into() };
         let forest = Forest::new(&prompts.iter().map(empty).collect::<Vec<_>>());
@@ -129,7 +133,6 @@ impl<'a> Growth<'a> {
                 });
             }
         }
-        let caches = vec![KvCache::default(); model.decoder.layers().len()];
         let mut growth = Self { model, segments, caches, answers, first };
         let fresh: Vec<_> = (0..first).map(|s| Fresh { segment: s, len: growth.segments[s].len }).collect();
         // Each answer of a group reads the same row.
@@ -170,7 +173,7 @@ impl<'a> Growth<'a> {
     ) -> Result<(), ModelError> {
         let Head::Vocab(weight) = &self.model.head else { return Ok(()) };
         let decoder = &self.model.decoder;
-        let hidden = decoder.extend(token_ids, &self.segments, fresh, &mut self.caches, rows)?;
+        let hidden = decoder.extend(token_ids, &self.segments, fresh, self.caches, rows)?;
         let logits = linear(&hidden, &weight.detach(), None, None)?;
         let eos = self.model.eos_token_id();
         let mut of = vec![None; self.answers.len()];

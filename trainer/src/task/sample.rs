@@ -82,6 +82,8 @@ pub struct Sampled {
 
 /// Answers that grow side by side: their keys and values, a few hundred MB of a small model, are in memory.
 const WIDTH: usize = 256;
+/// Problems whose answers are held before they are written.
+const CHUNK: usize = 1024;
 
 /// Samples and writes the rows.
 pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
@@ -99,9 +101,8 @@ pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
     let problems: Vec<Problem> = Generator::new(args.split, events, args.seed).take(args.problems).collect();
     let mut file = BufWriter::new(std::fs::File::create(&args.output)?);
     let (mut sampled, mut right) = (Sampled::default(), 0);
-    let at_once = (WIDTH / args.samples.max(1)).max(1);
-    for (wave, problems) in problems.chunks(at_once).enumerate() {
-        let settings = Settings { seed: args.seed.wrapping_add(wave as u64), ..settings.clone() };
+    for (chunk, problems) in problems.chunks(CHUNK).enumerate() {
+        let settings = Settings { seed: args.seed.wrapping_add(chunk as u64), ..settings.clone() };
         for (problem, answers) in problems.iter().zip(answers(&policy, problems, args.samples, &settings)?) {
             sampled.answers += answers.len();
             let answers = Answers::of(problem, answers.into_iter().flatten());
