@@ -157,6 +157,9 @@ struct QrmArgs {
     /// Share of pairs taken to be labelled the wrong way round.
     #[arg(long, default_value_t = 0.0)]
     label_smoothing: f64,
+    /// Adds this much of the chosen answers' cross entropy to the loss, which keeps log φ meaningful; vocabulary head.
+    #[arg(long, default_value_t = 0.0)]
+    sft_weight: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -253,12 +256,16 @@ impl Cli {
                     QrmHead::Scalar => (HeadKind::QScalar, "q_scalar"),
                 };
                 let (beta, gamma, label_smoothing) = (args.beta, args.gamma, args.label_smoothing);
-                let objective = Objective::Qrm(Preference { beta, gamma, label_smoothing });
+                let sft = args.sft_weight;
+                let vocabulary = args.head == QrmHead::Vocab;
+                anyhow::ensure!(sft == 0.0 || vocabulary, "--sft-weight is for a vocabulary head");
+                let objective = Objective::Qrm(Preference { beta, gamma, label_smoothing, sft });
                 let aim = aim(head, Some(name), objective, Score::MeanLogit, Kind::Pairs);
                 args.train.run(Aim { gamma_decay: args.gamma_decay, ..aim })
             }
             Command::Orm(args) => {
-                let loss = Preference { beta: 1.0, gamma: 0.0, label_smoothing: args.label_smoothing };
+                let label_smoothing = args.label_smoothing;
+                let loss = Preference { beta: 1.0, gamma: 0.0, label_smoothing, sft: 0.0 };
                 let objective = Objective::Outcome(loss);
                 let aim = aim(HeadKind::Outcome, Some("outcome"), objective, Score::LastLogit, Kind::Pairs);
                 args.train.run(aim)
@@ -269,7 +276,8 @@ impl Cli {
                 args.train.run(Aim { step_separator: args.step_separator, ..aim })
             }
             Command::Dpo(args) => {
-                let loss = Preference { beta: args.beta, gamma: 0.0, label_smoothing: args.label_smoothing };
+                let (beta, label_smoothing) = (args.beta, args.label_smoothing);
+                let loss = Preference { beta, gamma: 0.0, label_smoothing, sft: 0.0 };
                 let objective = Objective::Dpo(loss);
                 args.train.run(aim(HeadKind::Dpo, Some("dpo"), objective, Score::LogRatio, Kind::Pairs))
             }

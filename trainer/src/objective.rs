@@ -10,7 +10,8 @@ use crate::data::Example;
 pub enum Objective {
     /// Cross entropy of the answers: mean of `−log φ(a_t | s_t)` over their tokens.
     Sft,
-    /// `−log σ(β (mean_t Z(τ^w) − mean_t Z(τ^l)) − γ)`.
+    /// `−log σ(β (mean_t Z(τ^w) − mean_t Z(τ^l)) − γ)`, plus `sft` times the mean of `−log φ` over τ^w: the loss sees no
+    /// logsumexp, and left alone lets `log φ` drift.
     Qrm(Preference),
     /// Bradley-Terry on the scalar at the last token: `−log σ(Z_T(τ^w) − Z_T(τ^l))`; β and γ as given.
     Outcome(Preference),
@@ -29,6 +30,8 @@ pub struct Preference {
     pub gamma: f64,
     /// The share of pairs taken to be labelled the wrong way round.
     pub label_smoothing: f64,
+    /// The share of the chosen answer's cross entropy in the loss of a vocabulary head.
+    pub sft: f64,
 }
 
 /// What a batch came out as; sums, so that micro-batches add up.
@@ -78,7 +81,15 @@ impl Objective {
                 let error = (z.tanh()? - Tensor::new(labels, &Device::Cpu)?)?;
                 Ok(((error.sqr()?.sum_all()? / total)?, Outcome::default()))
             }
-            Self::Qrm(p) => p.loss(&pooled(examples, &z, Pool::Mean)?, None, total),
+            Self::Qrm(p) => {
+                let (loss, outcome) = p.loss(&pooled(examples, &z, Pool::Mean)?, None, total)?;
+                if p.sft == 0.0 {
+                    return Ok((loss, outcome));
+                }
+                let log_phi = (z - outputs.narrow(1, 1, 1)?)?;
+                let chosen = pooled(examples, &log_phi, Pool::Mean)?.reshape(((), 2))?.narrow(1, 0, 1)?;
+                Ok(((loss + (chosen.sum_all()? * (-p.sft / total))?)?, outcome))
+            }
             Self::Outcome(p) => p.loss(&pooled(examples, &z, Pool::Last)?, None, total),
             Self::Dpo(p) => {
                 let log_phi = (z - outputs.narrow(1, 1, 1)?)?;

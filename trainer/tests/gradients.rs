@@ -27,8 +27,9 @@ fn loss_and_gradients_are_pytorchs() {
         })
         .collect();
     let (beta, gamma) = (reference["beta"].as_f64().unwrap(), reference["gamma"].as_f64().unwrap());
-    let objective = Objective::Qrm(Preference { beta, gamma, label_smoothing: 0.0 });
     for result in reference["results"].as_array().unwrap() {
+        let sft = result["sft"].as_f64().unwrap();
+        let objective = Objective::Qrm(Preference { beta, gamma, label_smoothing: 0.0, sft });
         let name = result["checkpoint"].as_str().unwrap();
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
         let model = RewardModel::load_for_training(&dir, HeadKind::QVocab, &Method::Full, 0).unwrap();
