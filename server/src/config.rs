@@ -46,9 +46,10 @@ impl Cli {
 /// What runs the model; the same for serving and for files.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Checkpoint directory in Hugging Face layout, or a hub id (`org/name[@revision]`).
+    /// Checkpoint directory in Hugging Face layout, or a hub id (`org/name[@revision]`); default: a small built-in Q-RM
+    /// for arithmetic word problems.
     #[arg(long, env = "QRM_MODEL")]
-    pub(crate) model: String,
+    pub(crate) model: Option<String>,
     /// Where the model runs.
     #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
     pub(crate) device: Device,

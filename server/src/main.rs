@@ -6,6 +6,7 @@
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
 //! - [`api`]: the HTTP front.
+//! - [`model`]: the model that is served, a small one built in where none is named.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
 //! - [`metrics`], [`telemetry`]: Prometheus and logs.
@@ -15,6 +16,7 @@ mod api;
 mod config;
 mod engine;
 mod metrics;
+mod model;
 mod request;
 mod score;
 mod serve;

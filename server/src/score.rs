@@ -18,16 +18,16 @@ use serde_json::Value;
 use crate::config::ScoreArgs;
 use crate::engine::{Engine, Limits, Ticket};
 use crate::metrics::Metrics;
+use crate::model;
 use crate::request::answer::Pending;
 use crate::request::{Prepared, prepare};
-use crate::serve::load;
 
 /// Exit status of an input with a bad row.
 const BAD_ROW: u8 = 2;
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
-    let model = load(&args.engine.model)?;
+    let model = model::load(args.engine.model.as_deref())?;
     let plan = match check(&args, &model)? {
         Ok(plan) => plan,
         Err(bad) => {

@@ -1,6 +1,5 @@
 //! The serving process: load, listen, and on SIGTERM answer what was accepted.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::http::StatusCode;
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::Trajectory;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -17,11 +16,12 @@ use crate::api::{App, router};
 use crate::config::ServeArgs;
 use crate::engine::{Engine, Limits};
 use crate::metrics::Metrics;
+use crate::model;
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let keys = Keys::load(args.api_key_file.as_deref())?;
-    let model = load(&args.engine.model)?;
+    let model = model::load(args.engine.model.as_deref())?;
     let metrics = Metrics::new()?;
     let limits = Limits {
         max_batch_tokens: args.engine.max_batch_tokens,
@@ -29,7 +29,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         max_queue_requests: args.max_queue_requests,
     };
     let engine = Engine::start(model.clone(), args.engine.threads, limits, metrics.clone())?;
-    let model_name = args.served_model_name.clone().unwrap_or_else(|| name_of(&args.engine.model));
+    let model_name =
+        args.served_model_name.clone().unwrap_or_else(|| model::name(args.engine.model.as_deref()));
     let app = Arc::new(App {
         engine,
         model,
@@ -106,25 +107,4 @@ async fn shutdown_signal() -> anyhow::Result<()> {
         _ = terminate.recv() => Ok(()),
         interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
     }
-}
-
-/// Loads a checkpoint directory or hub id.
-pub(crate) fn load(model: &str) -> anyhow::Result<Arc<RewardModel>> {
-    let dir = qrm_model::checkpoint::resolve(model)?;
-    let loaded =
-        RewardModel::load(&dir).with_context(|| format!("the checkpoint {model} cannot be served"))?;
-    tracing::info!(
-        model,
-        architecture = loaded.architecture(),
-        head = ?loaded.head(),
-        parameters = loaded.parameters(),
-        "loaded"
-    );
-    Ok(Arc::new(loaded))
-}
-
-/// The last part of a path or hub id.
-fn name_of(model: &str) -> String {
-    let name = Path::new(model).file_name().map(|n| n.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| model.to_owned())
 }

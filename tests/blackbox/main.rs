@@ -1,6 +1,7 @@
 //! The server from outside: real process, real HTTP, tiny checkpoints.
 
 mod bounds;
+mod built_in;
 mod contract;
 mod errors;
 mod golden;

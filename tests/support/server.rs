@@ -20,8 +20,13 @@ pub struct Server {
 impl Server {
     /// Starts it on a free port with `model` and more flags, and waits until it listens.
     pub fn start(model: &str, flags: &[&str]) -> Self {
+        Self::start_without_model(&[&["--model", model], flags].concat())
+    }
+
+    /// The same without a model of its own, unless the flags name one.
+    pub fn start_without_model(flags: &[&str]) -> Self {
         let mut child = Command::new(binary())
-            .args(["--model", model, "--port", "0", "--log-format", "json"])
+            .args(["--port", "0", "--log-format", "json"])
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()
