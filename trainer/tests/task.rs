@@ -1,6 +1,6 @@
 //! The task: its answers, its mistakes, its splits.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,6 +10,7 @@ use qrm_trainer::task::slips::{Slip, slip};
 use qrm_trainer::task::verifier::{Verdict, final_answer, verify};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use serde_json::Value;
 
 fn problems(split: Split, n: usize) -> Vec<Problem> {
     Generator::new(split, 1..=4, 7).take(n).collect()
@@ -102,6 +103,34 @@ fn trainer(args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What a policy that has barely learned writes: chosen answers are right, rejected ones wrong where it is said.
+fn answers_are_sampled_and_told_apart(model: &str, path: &dyn Fn(&str) -> String) {
+    let sample = |rows: &str, name: &str| {
+        let sampled = ["task", "sample", "--model", model, "--problems", "30", "--samples", "8", "--worked"];
+        trainer(&[&sampled[..], &["--rows", rows, "--output", &path(name)]].concat());
+        std::fs::read_to_string(path(name)).unwrap()
+    };
+    let pairs = sample("pairs", "sampled.jsonl");
+    assert_eq!(pairs, sample("pairs", "again.jsonl"));
+    let problems: HashMap<String, Problem> =
+        Generator::new(Split::Train, 1..=4, 0).take(30).map(|p| (p.question.clone(), p)).collect();
+    let problem = |row: &Value| problems[row["messages"][0]["content"].as_str().unwrap()].clone();
+    let rows = |text: &str| text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>();
+    let pairs = rows(&pairs);
+    assert!(pairs.len() > 10, "{}", pairs.len());
+    for row in pairs {
+        let problem = problem(&row);
+        assert_eq!(verify(&problem, row["chosen"].as_str().unwrap()), Verdict::Right);
+        let wrong = Verdict::Wrong(row["first_wrong"].as_u64().unwrap() as usize);
+        assert_eq!(verify(&problem, row["rejected"].as_str().unwrap()), wrong);
+    }
+    for row in rows(&sample("steps", "sampled-steps.jsonl")) {
+        let is_right = verify(&problem(&row), row["response"].as_str().unwrap()) == Verdict::Right;
+        let steps = row["steps"].as_array().unwrap();
+        assert_eq!(steps.last().unwrap()["label"] == 1, is_right, "{row}");
+    }
+}
+
 #[test]
 fn a_model_starts_from_nothing_and_learns() {
     let work = tempfile::tempdir().unwrap();
@@ -127,10 +156,19 @@ fn a_model_starts_from_nothing_and_learns() {
     let metrics = std::fs::read_to_string(Path::new(&sft).join("metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
         .lines()
-        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["train/loss"].as_f64().unwrap())
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["train/loss"].as_f64().unwrap())
         .collect();
     assert!(losses[0] > 5.5 && losses[24] < 3.0, "{losses:?}");
     let model = format!("{sft}/model");
+    answers_are_sampled_and_told_apart(&model, &path);
+    let judged = Command::new(env!("CARGO_BIN_EXE_qrm-trainer"))
+        .args(["evaluate", "--model", &model, "--data", &path("slips.jsonl"), "--noise", "0"])
+        .output()
+        .unwrap();
+    let judged: Value = serde_json::from_slice(&judged.stdout).unwrap();
+    let credit = |reading: &str| judged["readings"][reading]["credit_auc"].as_f64().unwrap();
+    assert!((0.3..0.7).contains(&credit("noise")), "{judged}");
+    assert!(["advantage", "logit"].iter().all(|reading| (0.0..=1.0).contains(&credit(reading))));
     for (kind, rows) in [("qrm", "slips.jsonl"), ("prm", "steps.jsonl")] {
         let (rows, output) = (path(rows), path(kind));
         trainer(&[kind, "--model", &model, "--train", &rows, "--steps", "2", "--output", &output]);

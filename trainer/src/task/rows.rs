@@ -22,16 +22,18 @@ pub(super) fn pair(problem: &Problem, chosen: &str, rejected: &str) -> Option<Va
     }))
 }
 
-/// For `prm`: lines before the first wrong one are right; from there on nothing leads to the result.
+/// For `prm`: lines before the first wrong one are right; from there on nothing leads to the result. The line at which a
+/// wrong answer ends is wrong too: ending there is its mistake, if it had none before.
 pub(super) fn steps(problem: &Problem, response: &str) -> Value {
-    let wrong = match verify(problem, response) {
-        Verdict::Right => usize::MAX,
-        Verdict::Wrong(at) => at,
-    };
+    let verdict = verify(problem, response);
     let mut end = 0;
     let label = |line: &str| {
         end += line.len();
-        json!({"end": end, "label": if end <= wrong { 1 } else { -1 }})
+        let is_right = match verdict {
+            Verdict::Right => true,
+            Verdict::Wrong(at) => end <= at && end < response.len(),
+        };
+        json!({"end": end, "label": if is_right { 1 } else { -1 }})
     };
     let steps: Vec<Value> = response.split_inclusive('\n').map(label).collect();
     json!({"messages": messages(problem), "response": response, "steps": steps})
