@@ -8,6 +8,7 @@ use qrm_model::RewardModel;
 use qrm_trainer::task::problem::{Generator, Problem, Split};
 use qrm_trainer::task::slips::{Slip, slip};
 use qrm_trainer::task::verifier::{Verdict, final_answer, verify};
+use qrm_trainer::task::worked;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::Value;
@@ -16,14 +17,21 @@ fn problems(split: Split, n: usize) -> Vec<Problem> {
     Generator::new(split, 1..=4, 7).take(n).collect()
 }
 
+/// The lines of an answer without the words before the numbers.
+fn equations(answer: &str) -> impl Iterator<Item = &str> {
+    let lines = answer.lines().filter(|l| !l.starts_with('#'));
+    lines.map(|line| line.trim_start_matches(|c: char| !c.is_ascii_digit()))
+}
+
 #[test]
 fn worked_answers_are_right_to_the_last_byte() {
+    let mut rng = StdRng::seed_from_u64(0);
     for problem in problems(Split::Train, 2000) {
-        let answer = problem.answer();
+        let answer = worked::answer(&problem, &mut rng);
         assert_eq!(verify(&problem, &answer), Verdict::Right, "{answer}");
         assert_eq!(final_answer(&answer), Some(problem.result()));
         // Every equation holds as it is written.
-        for line in answer.lines().filter(|l| !l.starts_with('#')) {
+        for line in equations(&answer) {
             let n: Vec<i64> =
                 line.split([' ', '=', '+', '-', '*', '/']).filter_map(|n| n.parse().ok()).collect();
             let holds = match line.split(' ').nth(1).unwrap() {
@@ -48,18 +56,25 @@ fn worked_answers_are_right_to_the_last_byte() {
 }
 
 #[test]
-fn other_ways_that_are_right_are_right() {
-    let problem = problems(Split::Train, 500).into_iter().find(|p| p.answer().contains('+')).unwrap();
-    let swapped: Vec<String> = problem
-        .answer()
-        .lines()
-        .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
-            [a, op @ ("+" | "*"), b, "=", c] => format!("{b} {op} {a} = {c}"),
-            _ => line.to_owned(),
-        })
-        .collect();
-    assert_ne!(swapped.join("\n"), problem.answer());
-    assert_eq!(verify(&problem, &swapped.join("\n")), Verdict::Right);
+fn what_is_as_good_is_right() {
+    let mut rng = StdRng::seed_from_u64(0);
+    let (mut firsts, mut leads) = (HashSet::new(), HashSet::new());
+    let problem = &problems(Split::Train, 500).into_iter().find(|p| p.steps.len() == 6).unwrap();
+    for _ in 0..400 {
+        let answer = worked::answer(problem, &mut rng);
+        assert_eq!(verify(problem, &answer), Verdict::Right, "{answer}");
+        let (lead, first) = answer.split_at(answer.find(|c: char| c.is_ascii_digit()).unwrap());
+        firsts.insert(first.lines().next().unwrap().to_owned());
+        leads.insert(lead.to_owned());
+        // Not in words of its own, and the last step not before those it needs.
+        assert_eq!(verify(problem, &format!("Sum: {answer}")), Verdict::Wrong(1));
+        let last = equations(&answer).last().unwrap();
+        let Verdict::Wrong(at) = verify(problem, &format!("{last}\n{answer}")) else { panic!("{answer}") };
+        assert!(at < last.len());
+    }
+    // Both ways round, and more than one step to begin with.
+    assert!(firsts.len() >= 3, "{firsts:?}");
+    assert_eq!(leads.len(), 16);
 }
 
 #[test]
@@ -71,10 +86,8 @@ fn slips_go_wrong_once_and_go_on() {
             let Some(text) = slip(&problem, kind, &mut rng) else { continue };
             made += 1;
             let Verdict::Wrong(at) = verify(&problem, &text) else { panic!("{text}") };
-            let answer = problem.answer();
-            // What comes before are lines of the worked answer, perhaps in another order.
-            let (before, _) = text[..at].rsplit_once('\n').unwrap_or_default();
-            assert!(before.lines().all(|line| answer.lines().any(|l| l == line)), "{text}\n{answer}");
+            // What comes before could still have become right.
+            assert_eq!(verify(&problem, &text[..at]), Verdict::Wrong(at), "{text}");
             assert!(final_answer(&text).is_some());
         }
         assert!(made > 200, "{kind:?}: {made}");

@@ -13,6 +13,7 @@ use super::rows;
 use super::sample::{self, SampleArgs};
 use super::slips::{Slip, slip};
 use super::start::{self, Shape};
+use super::worked;
 
 /// What can be made of the task.
 #[derive(Debug, Subcommand)]
@@ -106,13 +107,13 @@ impl DataArgs {
 
 impl Rows {
     fn of(self, problem: &Problem, rng: &mut StdRng) -> Option<Value> {
-        let mut slipped = || slip(problem, Slip::ALL[rng.random_range(0..Slip::ALL.len())], rng);
+        let answer = worked::answer(problem, rng);
+        let kind = Slip::ALL[rng.random_range(0..Slip::ALL.len())];
         match self {
-            Self::Answers => Some(rows::answer(problem, &problem.answer())),
-            Self::Slips => rows::pair(problem, &problem.answer(), &slipped()?),
+            Self::Answers => Some(rows::answer(problem, &answer)),
+            Self::Slips => rows::pair(problem, &answer, &slip(problem, kind, rng)?),
             Self::Steps => {
-                let slipped = slipped();
-                let response = if rng.random_bool(0.5) { problem.answer() } else { slipped? };
+                let response = if rng.random_bool(0.5) { answer } else { slip(problem, kind, rng)? };
                 Some(rows::steps(problem, &response))
             }
         }

@@ -1,6 +1,6 @@
 //! A task with known truth: word problems of several arithmetic steps, whose every wrong token can be pointed at.
 //!
-//! - [`story`]: the words. [`problem`]: the generator, its splits and worked answers.
+//! - [`story`]: the words. [`problem`]: the generator and its splits. [`worked`]: right answers.
 //! - [`slips`]: answers with one mistake, continued from the wrong value.
 //! - [`verifier`]: whether an answer is right, and its first wrong byte.
 //! - [`sample`]: a policy's own answers, right against wrong. `rows`: answers as training data.
@@ -16,5 +16,6 @@ pub mod start;
 mod story;
 pub mod tokenizer;
 pub mod verifier;
+pub mod worked;
 
 pub use problem::{Problem, Split};

@@ -1,6 +1,4 @@
-//! Problems and their worked answers.
-//!
-//! An answer is one equation a line, `14 + 15 = 29`, and then the result, `#### 29`.
+//! Problems: a story told in words, and the equations that answer it.
 
 use std::fmt::Debug;
 
@@ -83,7 +81,17 @@ pub enum Operand {
     Step(usize),
 }
 
-/// One equation of a worked answer.
+impl Operand {
+    /// The number, given the results of the steps.
+    pub fn value(self, results: &[i64]) -> i64 {
+        match self {
+            Self::Given(n) => n,
+            Self::Step(i) => results[i],
+        }
+    }
+}
+
+/// One equation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Step {
     /// Left of the operator.
@@ -94,12 +102,22 @@ pub struct Step {
     pub right: Operand,
 }
 
+impl Step {
+    /// Whether its operands are known once the steps that are `done` are.
+    pub fn is_ready(&self, done: &[bool]) -> bool {
+        [self.left, self.right].into_iter().all(|operand| match operand {
+            Operand::Given(_) => true,
+            Operand::Step(i) => done[i],
+        })
+    }
+}
+
 /// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The text.
     pub question: String,
-    /// The worked answer's equations.
+    /// The equations; each uses results of earlier ones only.
     pub steps: Vec<Step>,
 }
 
@@ -125,11 +143,7 @@ impl Problem {
     pub fn results(&self) -> Vec<i64> {
         let mut results: Vec<i64> = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
-            let value = |operand| match operand {
-                Operand::Given(n) => n,
-                Operand::Step(i) => results[i],
-            };
-            results.push(step.operator.apply(value(step.left), value(step.right)));
+            results.push(step.operator.apply(step.left.value(&results), step.right.value(&results)));
         }
         results
     }
@@ -138,30 +152,6 @@ impl Problem {
     pub fn result(&self) -> i64 {
         self.results().last().copied().unwrap_or(0)
     }
-
-    /// The worked answer.
-    pub fn answer(&self) -> String {
-        let results = self.results();
-        let value = |operand| match operand {
-            Operand::Given(n) => n,
-            Operand::Step(i) => results[i],
-        };
-        let mut text = String::new();
-        for (step, result) in self.steps.iter().zip(&results) {
-            text += &equation(value(step.left), step.operator, value(step.right), *result);
-        }
-        text + &conclusion(self.result())
-    }
-}
-
-/// A line of an answer.
-pub(super) fn equation(left: i64, operator: Operator, right: i64, result: i64) -> String {
-    format!("{left} {} {right} = {result}\n", operator.symbol())
-}
-
-/// The last line.
-pub(super) fn conclusion(result: i64) -> String {
-    format!("#### {result}")
 }
 
 /// An endless sequence of problems.

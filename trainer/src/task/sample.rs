@@ -9,12 +9,15 @@ use clap::{Args, ValueEnum};
 use qrm_model::RewardModel;
 use qrm_model::generation::{Sampling, Settings};
 use qrm_model::text::Message;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::problem::{Generator, Problem, Split};
 use super::rows;
-use super::verifier::{Verdict, verify};
+use super::verifier::{Verdict, common_prefix, verify};
+use super::worked;
 
 /// Flags of `task sample`.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +40,7 @@ pub struct SampleArgs {
     /// Most pairs of one problem.
     #[arg(long, default_value_t = 2)]
     pub pairs: usize,
-    /// Where no answer is right, the worked answer is chosen; else such a problem gives no pair.
+    /// Where no answer is right, a worked answer is chosen; else such a problem gives no pair.
     #[arg(long)]
     pub worked: bool,
     /// 0 = greedy.
@@ -100,6 +103,7 @@ pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
     let events = args.fewest_events..=args.most_events;
     let problems: Vec<Problem> = Generator::new(args.split, events, args.seed).take(args.problems).collect();
     let mut file = BufWriter::new(std::fs::File::create(&args.output)?);
+    let mut rng = StdRng::seed_from_u64(args.seed);
     let (mut sampled, mut right) = (Sampled::default(), 0);
     for (chunk, problems) in problems.chunks(CHUNK).enumerate() {
         let settings = Settings { seed: args.seed.wrapping_add(chunk as u64), ..settings.clone() };
@@ -107,7 +111,7 @@ pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
             sampled.answers += answers.len();
             let answers = Answers::of(problem, answers.into_iter().flatten());
             right += answers.right_count;
-            for row in answers.rows(problem, args) {
+            for row in answers.rows(problem, args, &mut rng) {
                 sampled.rows += 1;
                 writeln!(file, "{row}")?;
             }
@@ -164,13 +168,13 @@ impl Answers {
         answers
     }
 
-    fn rows(&self, problem: &Problem, args: &SampleArgs) -> Vec<Value> {
+    fn rows(&self, problem: &Problem, args: &SampleArgs, rng: &mut StdRng) -> Vec<Value> {
         match args.rows {
             SampledRows::Steps => {
                 self.right.iter().chain(&self.wrong).map(|answer| rows::steps(problem, answer)).collect()
             }
             SampledRows::Pairs => {
-                let worked = (args.worked && self.right.is_empty()).then(|| problem.answer());
+                let worked = (args.worked && self.right.is_empty()).then(|| worked::answer(problem, rng));
                 let wrong = self.wrong.iter().take(args.pairs);
                 let pairs = wrong.filter_map(|wrong| {
                     let right = self.right.iter().chain(&worked);
@@ -181,8 +185,4 @@ impl Answers {
             }
         }
     }
-}
-
-fn common_prefix(a: &str, b: &str) -> usize {
-    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }

@@ -3,8 +3,9 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::problem::{Operand, Operator, Problem, conclusion, equation};
+use super::problem::{Operand, Operator, Problem};
 use super::verifier::{Verdict, verify};
+use super::worked::{conclusion, line, order};
 
 /// Kinds of mistakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,17 +25,15 @@ impl Slip {
     pub const ALL: [Self; 4] = [Self::Carry, Self::Operator, Self::Miscopied, Self::Skipped];
 }
 
-/// The worked answer with `slip` at a random step; none where no step takes it, or where it comes out right.
+/// A worked answer with `slip` at a random step; none where no step takes it, or where it comes out right.
 pub fn slip(problem: &Problem, slip: Slip, rng: &mut StdRng) -> Option<String> {
     let at = rng.random_range(0..problem.steps.len());
-    let mut results: Vec<i64> = Vec::with_capacity(problem.steps.len());
+    let mut results = vec![0; problem.steps.len()];
     let mut text = String::new();
-    for (i, step) in problem.steps.iter().enumerate() {
-        let value = |operand| match operand {
-            Operand::Given(n) => n,
-            Operand::Step(i) => results[i],
-        };
-        let (mut left, mut right, mut operator) = (value(step.left), value(step.right), step.operator);
+    for i in order(problem, rng) {
+        let step = &problem.steps[i];
+        let (mut left, mut right) = (step.left.value(&results), step.right.value(&results));
+        let mut operator = step.operator;
         let mut shift = 0;
         if i == at {
             match slip {
@@ -49,7 +48,7 @@ pub fn slip(problem: &Problem, slip: Slip, rng: &mut StdRng) -> Option<String> {
                     _ => return None,
                 },
                 Slip::Skipped => {
-                    results.push(left);
+                    results[i] = left;
                     continue;
                 }
             }
@@ -61,8 +60,8 @@ pub fn slip(problem: &Problem, slip: Slip, rng: &mut StdRng) -> Option<String> {
         if result <= 0 {
             return None;
         }
-        results.push(result);
-        text += &equation(left, operator, right, result);
+        results[i] = result;
+        text += &line(left, operator, right, result, rng);
     }
     text += &conclusion(*results.last()?);
     (verify(problem, &text) != Verdict::Right).then_some(text)

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use super::problem::{Generator, Split};
-use super::tokenizer;
+use super::{tokenizer, worked};
 use crate::export::save;
 
 /// The size of a model.
@@ -46,7 +46,8 @@ pub fn write(shape: Shape, seed: u64, dir: &Path) -> anyhow::Result<()> {
     );
     std::fs::create_dir_all(dir)?;
     let problems = Generator::new(Split::Train, 1..=4, seed).take(TOKENIZER_PROBLEMS);
-    let texts = problems.flat_map(|p| [p.answer(), p.question]);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let texts = problems.flat_map(move |p| [worked::answer(&p, &mut rng), p.question]);
     let vocab = tokenizer::train(texts, shape.vocab_size, dir)?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,

@@ -1,4 +1,4 @@
-//! The words of the problems: who, what, and several ways to say each event.
+//! The words: who, what, several ways to say each event, and how the lines of an answer begin.
 
 /// People.
 pub(super) const NAMES: [&str; 24] = [
@@ -100,4 +100,24 @@ pub(super) const ASK: [&str; 4] = [
     "How many {items} are there in the end?",
     "How many {items} does {name} have left?",
     "What is the number of {items} now?",
+];
+
+/// What may stand before an equation, the usual first. None begins like a number or like a whole other one.
+pub(super) const LEADS: [&str; 16] = [
+    "",
+    "So ",
+    "Then ",
+    "Now ",
+    "We get ",
+    "That gives ",
+    "Thus ",
+    "Hence ",
+    "This makes ",
+    "We have ",
+    "Therefore ",
+    "Work out ",
+    "Calculate ",
+    "Let us see: ",
+    "It follows that ",
+    "On paper: ",
 ];

@@ -1,10 +1,12 @@
 //! Whether a sampled answer is right, and where it first is not.
 //!
 //! An answer is read line by line. A line may be any equation the problem still needs, its operands known by then, in
-//! either order where that is the same; when none is left it must be the result. The first byte that no such line has
-//! is the first wrong one: everything before it could still have become right.
+//! either order where that is the same, with any of the usual words before it; when none is left it must be the result.
+//! The first byte that no such line has is the first wrong one: everything before it could still have become right.
 
-use super::problem::{Operand, Operator, Problem, conclusion, equation};
+use super::problem::{Operator, Problem};
+use super::story::LEADS;
+use super::worked::{conclusion, equation};
 
 /// What an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,41 +27,52 @@ pub fn verify(problem: &Problem, answer: &str) -> Verdict {
     let results = problem.results();
     let mut done = vec![false; problem.steps.len()];
     let mut at = 0;
-    loop {
-        let lines = possible(problem, &results, &done);
-        let rest = &answer[at..];
-        if let Some((line, step)) = lines.iter().find(|(line, _)| rest.starts_with(line.as_str())) {
-            at += line.len();
-            match step {
-                Some(step) => done[*step] = true,
-                None if at == answer.len() => return Verdict::Right,
-                None => return Verdict::Wrong(at),
+    while !done.iter().all(|done| *done) {
+        match read_equation(&answer[at..], &equations(problem, &results, &done)) {
+            Ok((length, step)) => {
+                at += length;
+                done[step] = true;
             }
-            continue;
+            Err(same) => return Verdict::Wrong(at + same),
         }
-        let same = |line: &str| rest.bytes().zip(line.bytes()).take_while(|(a, b)| a == b).count();
-        return Verdict::Wrong(at + lines.iter().map(|(line, _)| same(line)).max().unwrap_or(0));
     }
+    let (rest, conclusion) = (&answer[at..], conclusion(problem.result()));
+    if rest == conclusion { Verdict::Right } else { Verdict::Wrong(at + common_prefix(rest, &conclusion)) }
 }
 
-/// The lines that may come next, with the step each takes care of; none for the result's.
-fn possible(problem: &Problem, results: &[i64], done: &[bool]) -> Vec<(String, Option<usize>)> {
-    if done.iter().all(|done| *done) {
-        return vec![(conclusion(problem.result()), None)];
-    }
-    let known = |operand| match operand {
-        Operand::Given(n) => Some(n),
-        Operand::Step(i) if done[i] => Some(results[i]),
-        Operand::Step(_) => None,
-    };
-    let mut lines = Vec::new();
-    for (i, step) in problem.steps.iter().enumerate().filter(|(i, _)| !done[*i]) {
-        let (Some(left), Some(right)) = (known(step.left), known(step.right)) else { continue };
-        let line = |a, b, operator: Operator| (equation(a, operator, b, results[i]), Some(i));
-        lines.push(line(left, right, step.operator));
-        if step.operator.commutes() {
-            lines.push(line(right, left, step.operator));
+/// The length of the line that `text` begins with and its step; or for how many bytes it might be one.
+fn read_equation(text: &str, equations: &[(String, usize)]) -> Result<(usize, usize), usize> {
+    let mut same = 0;
+    for lead in LEADS {
+        let Some(rest) = text.strip_prefix(lead) else {
+            same = same.max(common_prefix(text, lead));
+            continue;
+        };
+        for (equation, step) in equations {
+            if rest.starts_with(equation) {
+                return Ok((lead.len() + equation.len(), *step));
+            }
+            same = same.max(lead.len() + common_prefix(rest, equation));
         }
     }
-    lines
+    Err(same)
+}
+
+/// The equations that may come next, with the step each takes care of.
+fn equations(problem: &Problem, results: &[i64], done: &[bool]) -> Vec<(String, usize)> {
+    let mut equations = Vec::new();
+    for (i, step) in problem.steps.iter().enumerate().filter(|(i, step)| !done[*i] && step.is_ready(done)) {
+        let (left, right) = (step.left.value(results), step.right.value(results));
+        let line = |a, b, operator: Operator| (equation(a, operator, b, results[i]), i);
+        equations.push(line(left, right, step.operator));
+        if step.operator.commutes() {
+            equations.push(line(right, left, step.operator));
+        }
+    }
+    equations
+}
+
+/// How many bytes two texts begin with alike.
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
