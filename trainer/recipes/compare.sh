@@ -34,7 +34,7 @@ for seed in 0 1 2; do
     case $name in
       qrm-vocab) kind=(qrm --head vocab --beta 10 --gamma 1 --sft-weight 1) ;;
       qrm-scalar) kind=(qrm --head scalar --beta 10 --gamma 1) ;;
-      prm) kind=(prm) data=(--train "$labelled") ;;
+      prm) kind=(prm) data=(--train "$labelled" --batch 64) ;;
       *) kind=("$name") ;;
     esac
     [ -e "$run/model" ] || "$trainer" "${kind[@]}" "${data[@]}" --model "$backbone" --output "$run" --seed "$seed" \

@@ -1,4 +1,4 @@
-"""The evaluations that compare.sh left in a directory, as a Markdown table: mean ± standard deviation over seeds."""
+"""The evaluations that compare.sh left in a directory, as Markdown tables: mean ± standard deviation over seeds."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 SETS = ["sampled", "greedy", "slips"]
+FIGURES = [("pair accuracy", "accuracy"), ("credit AUC", "credit_auc"), ("first wrong token lowest", "credit_found")]
 # What is shown, and from which model's which reading.
 ROWS = [
     ("random rewards", "backbone", "noise"),
@@ -34,12 +35,12 @@ def cell(directory: Path, model: str, data: str, reading: str, figure: str) -> s
 
 def main() -> None:
     directory = Path(sys.argv[1])
-    heads = [f"{figure}, {data}" for figure in ("accuracy", "credit AUC") for data in SETS]
-    print("| reward | " + " | ".join(heads) + " |")
-    print("|---" * (len(heads) + 1) + "|")
-    for name, model, reading in ROWS:
-        cells = [cell(directory, model, s, reading, f) for f in ("accuracy", "credit_auc") for s in SETS]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    for title, figure in FIGURES:
+        print(f"\n| {title} | " + " | ".join(SETS) + " |")
+        print("|---" * (len(SETS) + 1) + "|")
+        for name, model, reading in ROWS:
+            cells = [cell(directory, model, data, reading, figure) for data in SETS]
+            print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ pub struct Reading {
     /// than the first wrong token; ties count half. Of answers that are right for a token at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credit_auc: Option<f64>,
+    /// Share of the same answers whose first wrong token has less of it than every right token; one of n that tie for least
+    /// counts 1/n.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit_found: Option<f64>,
 }
 
 /// Every reward that a model of kind `head` gave, by name. `scores` are of the pairs' answers, chosen first.
@@ -50,11 +54,13 @@ pub fn noise(examples: &[Example], seed: u64) -> Reading {
 fn reading(kind: RewardKind, examples: &[Example], rewards: &[Vec<f32>]) -> Reading {
     let pairs = || rewards.chunks_exact(2);
     let accuracy = mean(pairs().map(|pair| ahead(answer(kind, &pair[0]), answer(kind, &pair[1]))));
-    let credit = examples.iter().zip(pairs()).filter_map(|(e, pair)| {
+    let located = examples.iter().zip(pairs()).filter_map(|(e, pair)| {
         let tokens = if kind == RewardKind::Step { spread(&pair[1]) } else { pair[1].clone() };
-        auc(&tokens, e.first_wrong?)
+        Some((tokens, e.first_wrong?))
     });
-    Reading { accuracy, credit_auc: mean(credit) }
+    let located: Vec<(Vec<f32>, usize)> = located.collect();
+    let credit = |of: fn(&[f32], usize) -> Option<f64>| mean(located.iter().filter_map(|(r, at)| of(r, *at)));
+    Reading { accuracy, credit_auc: credit(auc), credit_found: credit(found) }
 }
 
 /// A whole answer's.
@@ -86,6 +92,15 @@ pub fn auc(rewards: &[f32], first_wrong: usize) -> Option<f64> {
     mean(rewards[..first_wrong].iter().map(|right| ahead(f64::from(*right), wrong)))
 }
 
+/// Whether `first_wrong` has less than every token before it, or its share of a tie; none where there are none.
+pub fn found(rewards: &[f32], first_wrong: usize) -> Option<f64> {
+    let wrong = *rewards.get(first_wrong)?;
+    let right = &rewards[..first_wrong];
+    let ties = right.iter().filter(|right| **right == wrong).count();
+    let is_least = right.iter().all(|right| *right >= wrong);
+    (!right.is_empty()).then(|| f64::from(u8::from(is_least)) / (ties + 1) as f64)
+}
+
 /// 1, or ½ of a tie.
 fn ahead(a: f64, b: f64) -> f64 {
     if a == b { 0.5 } else { f64::from(u8::from(a > b)) }
@@ -107,6 +122,10 @@ mod tests {
         assert_eq!(auc(&[0.0, -9.0], 1), Some(1.0));
         assert_eq!(auc(&[-1.0, 0.0], 0), None);
         assert_eq!(auc(&[-1.0, 0.0], 2), None);
+        assert_eq!(found(&[0.0, -0.1, -3.0, -5.0], 2), Some(1.0));
+        assert_eq!(found(&[0.0, -3.0, -3.0, -9.0], 2), Some(0.5));
+        assert_eq!(found(&[-3.5, 0.0, -3.0], 2), Some(0.0));
+        assert_eq!(found(&[-1.0, 0.0], 0), None);
         assert_eq!(spread(&[0.0, 0.0, 0.7, 0.0, -0.5]), [0.7, 0.7, 0.7, -0.5, -0.5]);
     }
 }
