@@ -6,7 +6,7 @@
 //! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
 //! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each.
 //! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix; keys and values kept
-//!   for tokens that come later.
+//!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator.
@@ -35,7 +35,7 @@ pub mod token_reward;
 
 mod cpu;
 
-pub use attention::{Fresh, KvCache, Segment, forest_attention};
+pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
 pub use linear::{Weight, linear};
 pub use panels::Panels;
 pub use rms_norm::rms_norm;

@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use common::{noise, wide};
 use proptest::prelude::*;
 use qrm_kernels::{
-    Fresh, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference,
-    rms_norm, swiglu, token_reward,
+    BLOCK, Fresh, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, keys_and_values, linear,
+    prefix_attention, qk_rope, reference, rms_norm, swiglu, token_reward,
 };
 
 fn tensor(v: &[f32], rows: usize) -> Tensor {
@@ -146,6 +146,47 @@ fn attention_bits_do_not_depend_on_where_the_forest_is_cut() {
     let whole = run(&[]);
     for cuts in [&[1][..], &[64], &[100], &[63, 65, 200], &[299]] {
         assert_eq!(whole, run(cuts), "{cuts:?}");
+    }
+}
+
+/// A root in kept blocks but for its end, one child partly, the rest in the batch.
+#[test]
+fn attention_after_kept_blocks_gives_the_bits_of_the_whole() {
+    let (segments, n) = forest();
+    for (q_heads, kv_heads, head, window) in [(4, 2, 16, None), (2, 2, 24, Some(16)), (1, 1, 1, None)] {
+        let width = (q_heads + 2 * kv_heads) * head;
+        let qkv = noise(n * width, 11);
+        let whole = forest_attention(&tensor(&qkv, n), &segments, q_heads, kv_heads, window).unwrap();
+        let whole = values(&whole);
+        // 64 of the root's 70 tokens in four blocks; the second child waits for the root's last six.
+        let rows: Vec<u32> = (64..n as u32).collect();
+        let blocks: Vec<Vec<f32>> = (0..64 / BLOCK as u32)
+            .map(|b| {
+                let rows: Vec<u32> = (b * BLOCK as u32..(b + 1) * BLOCK as u32).collect();
+                keys_and_values(&tensor(&qkv, n), &rows, q_heads, kv_heads).unwrap()
+            })
+            .collect();
+        let kept: Vec<&[f32]> = blocks.iter().map(Vec::as_slice).collect();
+        let left = rows.len();
+        let mut cut: Vec<Segment> = (0..kept.len())
+            .map(|b| Segment {
+                start: left + b * BLOCK,
+                len: BLOCK,
+                parent: b.checked_sub(1),
+                position: b * BLOCK,
+            })
+            .collect();
+        cut.push(Segment { start: 0, len: 6, parent: Some(kept.len() - 1), position: 64 });
+        cut.extend(segments[1..].iter().map(|s| Segment {
+            start: s.start - 64,
+            parent: s.parent.map(|p| p + kept.len()),
+            ..s.clone()
+        }));
+        let fresh = tensor(&qkv[64 * width..], left);
+        let got = prefix_attention(&fresh, &cut, &kept, q_heads, kv_heads, window).unwrap();
+        assert_eq!(values(&got), whole[64 * q_heads * head..]);
+        assert!(prefix_attention(&fresh, &cut, &kept[1..], q_heads, kv_heads, window).is_err());
+        assert!(prefix_attention(&fresh, &cut, &[&[0.0; 3][..]; 4], q_heads, kv_heads, window).is_err());
     }
 }
 

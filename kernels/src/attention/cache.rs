@@ -60,7 +60,7 @@ impl KvCache {
             queries.push(Queries { chain, row, len: f.len, position: segment.position + old });
             row += f.len;
         }
-        let store = Store { data: &self.data, width: kv, keys: 0, values: heads.kv * heads.dim };
+        let store = Store { data: &self.data, width: kv, keys: 0, values: heads.kv * heads.dim, kept: &[] };
         let (out, _) = forward(&qkv, n, &queries, store, heads);
         Tensor::from_vec(out, (n, heads.q * heads.dim), &Device::Cpu)
     }

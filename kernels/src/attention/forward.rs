@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Chain, Heads, KEYS, QUERIES, columns, rows};
+use super::{BLOCK, Chain, Heads, KEYS, QUERIES, columns, rows};
 use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
 use crate::cpu::{math, output};
@@ -19,13 +19,30 @@ pub(super) struct Queries<'a> {
     pub(super) position: usize,
 }
 
-/// Where keys and values lie: rows of `width`, keys from one column, values from another.
+/// Where keys and values lie: rows of `width`, keys from one column, values from another; then rows kept elsewhere.
 #[derive(Clone, Copy)]
 pub(super) struct Store<'a> {
     pub(super) data: &'a [f32],
     pub(super) width: usize,
     pub(super) keys: usize,
     pub(super) values: usize,
+    /// Rows that follow those of `data`: blocks of [`BLOCK`], each row all keys, then all values.
+    pub(super) kept: &'a [&'a [f32]],
+}
+
+impl<'a> Store<'a> {
+    /// Keys and values of one head in a row.
+    fn row(&self, row: usize, kv_head: usize, heads: Heads) -> (&'a [f32], &'a [f32]) {
+        let (column, own) = (kv_head * heads.dim, self.data.len() / self.width);
+        let (row, keys, values) = match row.checked_sub(own) {
+            None => (&self.data[row * self.width..][..self.width], self.keys, self.values),
+            Some(row) => {
+                let width = 2 * heads.kv * heads.dim;
+                (&self.kept[row / BLOCK][row % BLOCK * width..][..width], 0, width / 2)
+            }
+        };
+        (&row[keys + column..][..heads.dim], &row[values + column..][..heads.dim])
+    }
 }
 
 /// At most `QUERIES` queries for one key/value head.
@@ -181,7 +198,6 @@ fn run(
 /// Packs the keys and values at `positions` into panels; positions past the end are zeros.
 fn gather(task: &Task<'_>, store: Store<'_>, heads: Heads, positions: Range<usize>, s: &mut Scratch) {
     let head = heads.dim;
-    let (k_column, v_column) = (store.keys + task.kv_head * head, store.values + task.kv_head * head);
     let (k, v) = (floats_mut(&mut s.k), floats_mut(&mut s.v));
     if positions.len() < KEYS {
         k.fill(0.0);
@@ -190,9 +206,9 @@ fn gather(task: &Task<'_>, store: Store<'_>, heads: Heads, positions: Range<usiz
     let mut keys = [&[][..]; KEYS];
     let count = positions.len();
     for (j, row) in rows(task.chain, positions).enumerate() {
-        let row = &store.data[row * store.width..][..store.width];
-        keys[j] = &row[k_column..k_column + head];
-        for (p, part) in row[v_column..v_column + head].chunks(WIDTH).enumerate() {
+        let (key, value) = store.row(row, task.kv_head, heads);
+        keys[j] = key;
+        for (p, part) in value.chunks(WIDTH).enumerate() {
             v[p * KEYS * WIDTH + j * WIDTH..][..part.len()].copy_from_slice(part);
         }
     }

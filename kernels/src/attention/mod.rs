@@ -4,13 +4,15 @@
 //! [`KEYS`] absolute positions, whichever segments those positions lie in, so that a trajectory's bits
 //! do not depend on where the forest cut its prefix. `forward` is the way there, `backward` the way back
 //! (FlashAttention-2, arXiv 2307.08691: weights are made again from each row's logsumexp). `cache` keeps keys and values
-//! for tokens that come later.
+//! for tokens that come later, `prefix` those of whole blocks for batches that come later.
 
 mod backward;
 mod cache;
 mod forward;
+mod prefix;
 
 pub use cache::{Fresh, KvCache};
+pub use prefix::{BLOCK, keys_and_values, prefix_attention};
 
 use std::sync::{Arc, OnceLock};
 
@@ -28,7 +30,7 @@ const QUERIES: usize = 64;
 /// A run of tokens computed once: rows `start .. start + len` of the packed batch, at positions `position ..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// First row in the packed batch.
+    /// First row in the packed batch, or after its N rows where it lies in kept blocks.
     pub start: usize,
     /// Number of tokens.
     pub len: usize,
@@ -202,7 +204,7 @@ impl CustomOp1 for Attention {
             .map(|(s, chain)| Queries { chain, row: s.start, len: s.len, position: s.position })
             .collect();
         let (keys, values) = (self.heads.keys(0), self.heads.values(0));
-        let store = Store { data: qkv, width: self.heads.width(), keys, values };
+        let store = Store { data: qkv, width: self.heads.width(), keys, values, kept: &[] };
         let (out, logsumexp) = forward::forward(qkv, n, &queries, store, self.heads);
         let _ = self.logsumexp.set(logsumexp);
         Ok((CpuStorage::F32(out), Shape::from((n, self.heads.q * self.heads.dim))))
