@@ -11,6 +11,7 @@ use crate::checkpoint::config::RopeScaling;
 use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
 use crate::loader::Loader;
+use crate::prefix_cache::Continuation;
 use crate::projection::Projection;
 
 /// Where token embeddings come from.
@@ -60,11 +61,19 @@ impl Decoder {
     }
 
     /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`, f32. No gradients.
-    pub fn forward(&self, forest: &Forest, rows: &[u32]) -> candle_core::Result<Tensor> {
-        let context = self.context(forest);
+    pub(crate) fn forward(
+        &self,
+        forest: &Forest,
+        continued: &mut Continuation,
+        rows: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let rope = self.rope(&forest.positions);
         let mut x = self.embed(&forest.token_ids)?.detach();
         for layer in &self.layers {
-            x = layer.detach().forward(&x, &context)?;
+            let attend = |qkv: &Tensor, l: &Layer| {
+                continued.attend(qkv, &forest.segments, (l.q_heads, l.kv_heads), l.window)
+            };
+            x = layer.detach().around(&x, &forest.positions, &rope, attend)?;
         }
         Ok(self.finish(&x, rows)?.detach())
     }

@@ -3,12 +3,13 @@
 //!
 //! A trajectory is the path from a root to the segment its last token lies in. Prefixes are found with a radix tree over
 //! token ids; callers give no hints. Segments are laid out depth first, so a segment's rows in the packed batch are
-//! contiguous and parents come before their children.
+//! contiguous and parents come before their children. A trajectory may continue a prefix whose keys and values are kept
+//! elsewhere: it is an ancestor without rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use qrm_kernels::Segment;
+use qrm_kernels::{BLOCK, Segment};
 
 use crate::trajectory::Trajectory;
 
@@ -19,15 +20,27 @@ pub struct Forest {
     pub token_ids: Vec<u32>,
     /// Position of each token in its trajectory, `[N]`.
     pub positions: Arc<[u32]>,
-    /// The segments, parents first.
+    /// The segments, parents first: those of kept blocks, one each, then those of the packed batch.
     pub segments: Arc<[Segment]>,
+    /// Per trajectory: its first tokens, which are in kept blocks and have no rows.
+    kept: Vec<usize>,
     /// Per trajectory: the segment that holds its last token.
     leaves: Vec<usize>,
     /// Per trajectory: tokens that no earlier one of the batch had.
     fresh: Vec<usize>,
 }
 
+/// Blocks of [`BLOCK`] tokens whose keys and values are kept, as a batch continues them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prefixes {
+    /// Per block: the one before it; always a smaller index.
+    pub(crate) parents: Vec<Option<usize>>,
+    /// Per trajectory: the last block of its prefix and the number of its blocks.
+    pub(crate) ends: Vec<Option<(usize, usize)>>,
+}
+
 /// A run of tokens of the radix tree while it is built.
+#[derive(Default)]
 struct Node {
     /// Whose tokens, and which of them: `begin .. end` of that trajectory.
     trajectory: usize,
@@ -42,6 +55,11 @@ struct Node {
 impl Forest {
     /// Lays out a batch.
     pub fn new(batch: &[Trajectory]) -> Self {
+        Self::after(&Prefixes::default(), batch)
+    }
+
+    /// Lays out a batch that continues kept prefixes.
+    pub(crate) fn after(prefixes: &Prefixes, batch: &[Trajectory]) -> Self {
         let token = |trajectory: usize, at: usize| {
             let t = &batch[trajectory];
             match at.checked_sub(t.prompt_ids.len()) {
@@ -49,11 +67,18 @@ impl Forest {
                 Some(at) => t.response_ids[at],
             }
         };
-        let mut nodes =
-            vec![Node { trajectory: 0, begin: 0, end: 0, children: BTreeMap::new(), ends: Vec::new() }];
-        let mut fresh = vec![0; batch.len()];
+        let mut nodes: Vec<Node> = Vec::new();
+        // One tree for each kept block that is continued, and one for what begins at the beginning.
+        let mut roots: BTreeMap<Option<usize>, usize> = BTreeMap::new();
+        let (mut fresh, mut kept) = (vec![0; batch.len()], vec![0; batch.len()]);
         for (i, trajectory) in batch.iter().enumerate() {
-            let (mut node, mut at) = (0, 0);
+            let prefix = prefixes.ends.get(i).copied().flatten();
+            kept[i] = prefix.map_or(0, |(_, blocks)| blocks * BLOCK);
+            let mut at = kept[i];
+            let mut node = *roots.entry(prefix.map(|(last, _)| last)).or_insert_with(|| {
+                nodes.push(Node::default());
+                nodes.len() - 1
+            });
             while at < trajectory.len() {
                 let Some(&child) = nodes[node].children.get(&token(i, at)) else {
                     let leaf = nodes.len();
@@ -86,23 +111,40 @@ impl Forest {
             nodes[node].ends.push(i);
         }
 
-        let (mut token_ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
-        let mut leaves = vec![usize::MAX; batch.len()];
-        let mut stack: Vec<(usize, Option<usize>)> =
-            nodes[0].children.values().rev().map(|child| (*child, None)).collect();
-        while let Some((index, parent)) = stack.pop() {
-            let node = &nodes[index];
-            let segment = segments.len();
-            let len = node.end - node.begin;
-            segments.push(Segment { start: token_ids.len(), len, parent, position: node.begin });
-            token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
-            positions.extend(node.begin as u32..node.end as u32);
-            for trajectory in &node.ends {
-                leaves[*trajectory] = segment;
-            }
-            stack.extend(node.children.values().rev().map(|child| (*child, Some(segment))));
+        let mut forest = Self {
+            token_ids: Vec::new(),
+            positions: [].into(),
+            segments: [].into(),
+            kept,
+            leaves: vec![usize::MAX; batch.len()],
+            fresh,
+        };
+        let n: usize = nodes.iter().map(|node| node.end - node.begin).sum();
+        let mut segments: Vec<Segment> = Vec::with_capacity(prefixes.parents.len() + nodes.len());
+        for (block, parent) in prefixes.parents.iter().enumerate() {
+            let position = parent.map_or(0, |parent| segments[parent].position + BLOCK);
+            segments.push(Segment { start: n + block * BLOCK, len: BLOCK, parent: *parent, position });
         }
-        Self { token_ids, positions: positions.into(), segments: segments.into(), leaves, fresh }
+        let mut positions = Vec::with_capacity(n);
+        let below =
+            |node: &Node, parent| node.children.values().rev().map(move |child| (*child, parent)).collect();
+        for (parent, root) in &roots {
+            let mut stack: Vec<(usize, Option<usize>)> = below(&nodes[*root], *parent);
+            while let Some((index, parent)) = stack.pop() {
+                let node = &nodes[index];
+                let (start, len) = (forest.token_ids.len(), node.end - node.begin);
+                let segment = segments.len();
+                segments.push(Segment { start, len, parent, position: node.begin });
+                forest.token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
+                positions.extend(node.begin as u32..node.end as u32);
+                for trajectory in &node.ends {
+                    forest.leaves[*trajectory] = segment;
+                }
+                stack.extend::<Vec<_>>(below(node, Some(segment)));
+            }
+        }
+        (forest.positions, forest.segments) = (positions.into(), segments.into());
+        forest
     }
 
     /// N: unique tokens.
@@ -125,11 +167,16 @@ impl Forest {
         self.leaves.get(trajectory).copied().filter(|leaf| *leaf != usize::MAX)
     }
 
-    /// Rows of the packed batch that hold tokens `0 .. P + T` of a trajectory, in order.
+    /// Tokens at its beginning whose keys and values are kept elsewhere: they have no rows.
+    pub fn kept(&self, trajectory: usize) -> usize {
+        self.kept.get(trajectory).copied().unwrap_or(0)
+    }
+
+    /// Rows of the packed batch that hold tokens `kept .. P + T` of a trajectory, in order.
     pub fn rows(&self, trajectory: usize) -> Vec<u32> {
         let mut chain = Vec::new();
         let mut at = self.leaf(trajectory);
-        while let Some(segment) = at {
+        while let Some(segment) = at.filter(|i| self.segments[*i].start < self.len()) {
             chain.push(&self.segments[segment]);
             at = self.segments[segment].parent;
         }

@@ -11,6 +11,7 @@
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
 //! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
+//! - [`prefix_cache`]: keys and values of prompts, kept between batches.
 //! - [`generation`]: sampling answers from a vocabulary head, with cached keys and values.
 //! - [`training`]: what is trained, LoRA, and gradients with per-layer checkpointing.
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod forest;
 pub mod generation;
 pub mod head;
 mod loader;
+pub mod prefix_cache;
 mod projection;
 pub mod reward;
 pub mod reward_model;
@@ -30,6 +32,7 @@ pub mod training;
 pub mod trajectory;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use prefix_cache::{PrefixCache, PrefixCacheStats};
 pub use reward::RewardKind;
 pub use reward_model::{BatchScores, ModelError, RewardModel};
 pub use text::{TextError, TextProcessor};

@@ -6,9 +6,10 @@ use candle_core::Tensor;
 
 use crate::checkpoint::{Activation, Checkpoint, CheckpointError, DecoderConfig, QrmConfig};
 use crate::decoder::Decoder;
-use crate::forest::Forest;
+use crate::forest::{Forest, Prefixes};
 use crate::head::Head;
 use crate::loader::Loader;
+use crate::prefix_cache::{Continuation, PrefixCache};
 use crate::reward::{HeadKind, TokenScores};
 use crate::steps::Steps;
 use crate::text::TextProcessor;
@@ -185,13 +186,37 @@ impl RewardModel {
         &self.config
     }
 
+    /// Bytes of keys and values that a token leaves in a [`PrefixCache`].
+    pub fn kv_bytes_per_token(&self) -> usize {
+        let c = &self.config;
+        let own = c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim * size_of::<f32>();
+        own + self.reference.as_ref().map_or(0, |(_, reference)| reference.kv_bytes_per_token())
+    }
+
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.
     pub fn score(&self, batch: &[Trajectory]) -> Result<BatchScores, ModelError> {
-        let Plan { forest, rows, targets } = self.plan(batch)?;
+        self.run(batch, Continuation::default()).map(|(scores, _)| scores)
+    }
+
+    /// The same, bit for bit, but what `cache` has of the prompts is not computed; it keeps what is. The cache is this
+    /// model's own.
+    pub fn score_cached(&self, batch: &[Trajectory], cache: &PrefixCache) -> Result<BatchScores, ModelError> {
+        let (scores, continued) = self.run(batch, cache.find(batch, self.head.lookback()))?;
+        cache.keep(continued);
+        Ok(scores)
+    }
+
+    fn run(
+        &self,
+        batch: &[Trajectory],
+        mut continued: Continuation,
+    ) -> Result<(BatchScores, Continuation), ModelError> {
+        let plan = self.plan(batch, &continued.prefixes)?;
+        continued.lay_out(&plan.forest);
         let mut all = TokenScores::default();
-        if !forest.is_empty() {
-            all = self.scores(&forest, &rows, &targets)?;
-            all.own = self.own(&all, &forest, &rows, &targets, batch)?;
+        if !plan.forest.is_empty() {
+            all = self.scores(&plan, &mut continued)?;
+            all.own = self.own(&all, &plan, &mut continued, batch)?;
         }
         let mut scores = Vec::with_capacity(batch.len());
         let mut at = 0;
@@ -204,24 +229,24 @@ impl RewardModel {
             scores.push(part);
             at = end;
         }
-        Ok(BatchScores { scores, computed_tokens: (0..batch.len()).map(|i| forest.fresh(i)).collect() })
+        let computed_tokens = (0..batch.len()).map(|i| plan.forest.fresh(i)).collect();
+        Ok((BatchScores { scores, computed_tokens }, continued))
     }
 
-    fn scores(&self, forest: &Forest, rows: &[u32], targets: &[u32]) -> candle_core::Result<TokenScores> {
-        self.head.forward(&self.decoder.forward(forest, rows)?, targets)
+    fn scores(&self, plan: &Plan, continued: &mut Continuation) -> candle_core::Result<TokenScores> {
+        self.head.forward(&self.decoder.forward(&plan.forest, continued, &plan.rows)?, &plan.targets)
     }
 
     /// The rewards that take more than a token's scores.
     fn own(
         &self,
         scores: &TokenScores,
-        forest: &Forest,
-        rows: &[u32],
-        targets: &[u32],
+        plan: &Plan,
+        continued: &mut Continuation,
         batch: &[Trajectory],
     ) -> Result<Vec<f32>, ModelError> {
         if let Some((beta, reference)) = &self.reference {
-            let other = reference.scores(forest, rows, targets)?;
+            let other = reference.scores(plan, continued)?;
             let ratio = |((z, l), (other_z, other_l)): ((&f32, &f32), (&f32, &f32))| {
                 beta * ((z - l).min(0.0) - (other_z - other_l).min(0.0))
             };
@@ -229,7 +254,7 @@ impl RewardModel {
             return Ok(policy.zip(other.logit.iter().zip(&other.logsumexp)).map(ratio).collect());
         }
         let Some(steps) = &self.steps else { return Ok(Vec::new()) };
-        let mut own = Vec::with_capacity(targets.len());
+        let mut own = Vec::with_capacity(plan.targets.len());
         for (index, trajectory) in batch.iter().enumerate() {
             let part = own.len()..own.len() + trajectory.response_ids.len();
             let rewards = steps.rewards(&self.text, &trajectory.response_ids, &scores.logit[part]);
@@ -250,7 +275,7 @@ impl RewardModel {
         gradients: &mut Gradients,
         loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<f32, ModelError> {
-        let Plan { forest, rows, targets } = self.plan(batch)?;
+        let Plan { forest, rows, targets } = self.plan(batch, &Prefixes::default())?;
         let (pass, outputs) = Pass::run(&self.decoder, &self.head, &forest, &rows, &targets, checkpointing)?;
         let loss = loss(&outputs)?;
         let value = loss.to_scalar()?;
@@ -258,16 +283,17 @@ impl RewardModel {
         Ok(value)
     }
 
-    fn plan(&self, batch: &[Trajectory]) -> Result<Plan, ModelError> {
+    fn plan(&self, batch: &[Trajectory], prefixes: &Prefixes) -> Result<Plan, ModelError> {
         for (index, trajectory) in batch.iter().enumerate() {
             self.check(trajectory).map_err(|message| ModelError::Trajectory { index, message })?;
         }
-        let forest = Forest::new(batch);
+        let forest = Forest::after(prefixes, batch);
         let lookback = self.head.lookback();
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (i, trajectory) in batch.iter().enumerate() {
-            let first = trajectory.prompt_ids.len() - lookback;
-            rows.extend_from_slice(&forest.rows(i)[first..trajectory.len() - lookback]);
+            let kept = forest.kept(i);
+            let (first, end) = (trajectory.prompt_ids.len() - lookback, trajectory.len() - lookback);
+            rows.extend_from_slice(&forest.rows(i)[first - kept..end - kept]);
             targets.extend_from_slice(&trajectory.response_ids);
         }
         Ok(Plan { forest, rows, targets })
