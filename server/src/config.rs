@@ -62,6 +62,9 @@ pub(crate) struct EngineArgs {
     /// Unique tokens of one batch (a longer trajectory is a batch of its own).
     #[arg(long, env = "QRM_MAX_BATCH_TOKENS", default_value_t = 2048)]
     pub(crate) max_batch_tokens: usize,
+    /// MiB of keys and values of prompts that are kept between batches; 0 = none.
+    #[arg(long, env = "QRM_PREFIX_CACHE_MIB", default_value_t = 512, value_parser = mebibytes)]
+    pub(crate) prefix_cache_mib: usize,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -153,6 +156,11 @@ fn overload_status(text: &str) -> Result<u16, String> {
         "429" => Ok(429),
         _ => Err("503 or 429".into()),
     }
+}
+
+fn mebibytes(text: &str) -> Result<usize, String> {
+    let mib: usize = text.parse().map_err(|_| "a number of MiB")?;
+    mib.checked_mul(1 << 20).map(|_| mib).ok_or_else(|| "too many".into())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

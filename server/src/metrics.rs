@@ -32,6 +32,12 @@ pub(crate) struct Metrics {
     pub(crate) computed_tokens: IntCounter,
     /// `qrm_shared_tokens_total`
     pub(crate) shared_tokens: IntCounter,
+    /// `qrm_prefix_cache_hit_tokens_total`
+    pub(crate) prefix_cache_hits: IntCounter,
+    /// `qrm_prefix_cache_evicted_tokens_total`
+    pub(crate) prefix_cache_evicted: IntCounter,
+    /// `qrm_prefix_cache_bytes`
+    pub(crate) prefix_cache_bytes: IntGauge,
     /// `qrm_failed_batches_total`
     pub(crate) failed_batches: IntCounter,
     /// `qrm_tokenize_seconds`
@@ -81,6 +87,15 @@ impl Metrics {
                 "qrm_shared_tokens_total",
                 "Tokens that another trajectory's run served.",
             )?,
+            prefix_cache_hits: counter(
+                "qrm_prefix_cache_hit_tokens_total",
+                "Tokens of shared prefixes that an earlier batch had computed.",
+            )?,
+            prefix_cache_evicted: counter(
+                "qrm_prefix_cache_evicted_tokens_total",
+                "Tokens dropped from the prefix cache for newer ones.",
+            )?,
+            prefix_cache_bytes: gauge("qrm_prefix_cache_bytes", "Keys and values in the prefix cache.")?,
             failed_batches: counter("qrm_failed_batches_total", "Batches that failed.")?,
             tokenize_seconds: histogram(
                 "qrm_tokenize_seconds",

@@ -47,6 +47,7 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
         max_batch_tokens: args.engine.max_batch_tokens,
         max_queue_tokens: usize::MAX,
         max_queue_requests: usize::MAX,
+        prefix_cache_bytes: args.engine.prefix_cache_mib << 20,
     };
     let engine = Engine::start(model.clone(), args.engine.threads, limits, Metrics::new()?)?;
     let bar = progress(plan.rows[done..].iter().map(|r| r.tokens as u64).sum());

@@ -27,6 +27,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         max_batch_tokens: args.engine.max_batch_tokens,
         max_queue_tokens: args.max_queue_tokens,
         max_queue_requests: args.max_queue_requests,
+        prefix_cache_bytes: args.engine.prefix_cache_mib << 20,
     };
     let engine = Engine::start(model.clone(), args.engine.threads, limits, metrics.clone())?;
     let model_name =

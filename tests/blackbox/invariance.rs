@@ -1,5 +1,5 @@
 //! A trajectory's bits do not depend on its company: alone, in a batch of 64, elsewhere in it, with a shared prefix or
-//! without, split over small batches, with one thread or two.
+//! without, split over small batches, with one thread or two, its prompt in the prefix cache or not.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -21,7 +21,7 @@ fn bits(client: &Client, mut request: Value, at: usize) -> Vec<Vec<u8>> {
 fn bits_do_not_depend_on_company() {
     for name in ["qwen2", "mistral-window", "qwen3"] {
         let servers = [
-            Server::start(&fixture(name), &["--threads", "1"]),
+            Server::start(&fixture(name), &["--threads", "1", "--prefix-cache-mib", "0"]),
             Server::start(&fixture(name), &["--threads", "2"]),
             Server::start(&fixture(name), &["--threads", "2", "--max-batch-tokens", "100"]),
         ];
@@ -52,4 +52,28 @@ fn bits_do_not_depend_on_company() {
             }
         }
     }
+}
+
+#[test]
+fn a_prompt_seen_before_is_not_computed_again() {
+    let server = Server::start(&fixture("qwen3"), &[]);
+    let client = server.client();
+    let mut rng = Rng::new(5);
+    let prompt = rng.ids(100);
+    let inputs: Vec<Value> = (0..8).map(|_| json!({"prompt": prompt, "response": rng.ids(20)})).collect();
+    let request = json!({ "inputs": inputs });
+    let hits = || client.metric("qrm_prefix_cache_hit_tokens_total");
+    let usage = |name: &str| client.rewards(&request).ok()["usage"][name].as_u64().expect("a number");
+    assert_eq!((usage("computed_tokens"), hits()), (100 + 8 * 20, 0.0));
+    let first: Vec<_> = (0..8).map(|i| bits(&client, request.clone(), i)).collect();
+    // Six blocks of sixteen; the seventh is not whole.
+    let before = hits();
+    assert_eq!(usage("computed_tokens"), 4 + 8 * 20);
+    assert_eq!(hits() - before, 96.0);
+    assert!(client.metric("qrm_prefix_cache_bytes") > 0.0);
+    let cold = Server::start(&fixture("qwen3"), &["--prefix-cache-mib", "0"]);
+    for (i, first) in first.into_iter().enumerate() {
+        assert_eq!(first, bits(&cold.client(), request.clone(), i));
+    }
+    assert_eq!(cold.client().metric("qrm_prefix_cache_bytes"), 0.0);
 }

@@ -16,7 +16,7 @@ trainer=target/release/qrm-trainer
 rows() {
   local file=$dir/$1.jsonl
   shift
-  [ -e "$file" ] || { "$trainer" task "$@" --output "$file.partial" && mv "$file.partial" "$file"; }
+  [ -e "$file" ] || { "$trainer" task "$@" --most-events 3 --output "$file.partial" && mv "$file.partial" "$file"; }
 }
 # train NAME SUBCOMMAND...: a model in DIR/NAME/model.
 train() {
@@ -29,10 +29,10 @@ train() {
 rows answers data --rows answers --count 200000 --seed 1
 rows answers-validation data --rows answers --split validation --count 400 --seed 1
 
-sft=(sft --train "$dir/answers.jsonl" --eval "$dir/answers-validation.jsonl" --batch 64 --eval-every 250)
-train beginner "${sft[@]}" --model "$dir/start" --steps 1000 --lr 2e-3
-train policy "${sft[@]}" --model "$dir/beginner/model" --steps 500 --lr 1.5e-3 --warmup 0.03 --seed 1
-train backbone "${sft[@]}" --model "$dir/policy/model" --steps 1300 --lr 2e-3 --warmup 0.03 --seed 2
+sft=(sft --train "$dir/answers.jsonl" --eval "$dir/answers-validation.jsonl" --batch 32 --eval-every 400)
+train beginner "${sft[@]}" --model "$dir/start" --steps 2400 --lr 1.5e-3
+train policy "${sft[@]}" --model "$dir/beginner/model" --steps 800 --lr 1e-3 --warmup 0.03 --seed 1
+train backbone "${sft[@]}" --model "$dir/policy/model" --steps 3600 --lr 1.5e-3 --warmup 0.03 --seed 2
 
 # What the policy gets wrong: sampled, and with all its confidence (greedy); and slips of known kinds.
 policy=(sample --model "$dir/policy/model")

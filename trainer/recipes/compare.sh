@@ -22,7 +22,8 @@ judge() {
 # Step-level models learn from the same policy's answers, labelled line by line by the verifier.
 labelled=$dir/steps.jsonl
 [ -e "$labelled" ] || {
-  "$trainer" task sample --rows steps --model "$dir/policy/model" --problems 8000 --samples 8 --output "$labelled.partial"
+  "$trainer" task sample --rows steps --model "$dir/policy/model" --most-events 3 --problems 8000 --samples 8 \
+    --output "$labelled.partial"
   mv "$labelled.partial" "$labelled"
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::{PrefixCache, RewardModel, Trajectory};
 use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
@@ -28,6 +28,8 @@ pub(crate) struct Limits {
     pub(crate) max_queue_tokens: usize,
     /// Requests that may wait.
     pub(crate) max_queue_requests: usize,
+    /// Keys and values that are kept between batches.
+    pub(crate) prefix_cache_bytes: usize,
 }
 
 /// Accepts work and answers it. Dropping it closes the queue; [`Engine::join`] waits for the worker.
@@ -49,7 +51,8 @@ impl Engine {
             .thread_name(|i| format!("compute-{i}"))
             .build()?;
         let queue = Arc::new(Queue::new(limits, metrics.clone()));
-        let worker = worker::Worker { queue: queue.clone(), model, pool, metrics };
+        let cache = PrefixCache::new(&model, limits.prefix_cache_bytes);
+        let worker = worker::Worker { queue: queue.clone(), model, cache, pool, metrics };
         let worker = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
         Ok(Self { queue, worker: Some(worker) })
     }

@@ -248,7 +248,8 @@ mod tests {
     use crate::engine::job::JobResult;
 
     fn queue(max_batch_tokens: usize, max_queue_tokens: usize) -> Queue {
-        let limits = Limits { max_batch_tokens, max_queue_tokens, max_queue_requests: 100 };
+        let limits =
+            Limits { max_batch_tokens, max_queue_tokens, max_queue_requests: 100, prefix_cache_bytes: 0 };
         Queue::new(limits, Metrics::new().unwrap())
     }
 

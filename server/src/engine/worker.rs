@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use qrm_model::{BatchScores, RewardModel, Trajectory};
+use qrm_model::{BatchScores, PrefixCache, RewardModel, Trajectory};
 
 use super::job::{Job, JobError};
 use super::queue::{Part, Queue};
@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 pub(super) struct Worker {
     pub(super) queue: Arc<Queue>,
     pub(super) model: Arc<RewardModel>,
+    pub(super) cache: PrefixCache,
     pub(super) pool: rayon::ThreadPool,
     pub(super) metrics: Metrics,
 }
@@ -34,8 +35,10 @@ impl Worker {
             }
         }
         let batch: Vec<Trajectory> = parts.iter().map(|p| p.job.trajectories[p.index].clone()).collect();
+        let before = self.cache.stats();
         let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| self.pool.install(|| self.model.score(&batch))));
+        let compute = || self.pool.install(|| self.model.score_cached(&batch, &self.cache));
+        let result = catch_unwind(AssertUnwindSafe(compute));
         let time = start.elapsed();
         let scores = match result {
             Ok(Ok(scores)) => scores,
@@ -49,6 +52,10 @@ impl Worker {
         self.metrics.batch_tokens.observe(computed as f64);
         self.metrics.computed_tokens.inc_by(computed as u64);
         self.metrics.shared_tokens.inc_by((tokens - computed) as u64);
+        let cache = self.cache.stats();
+        self.metrics.prefix_cache_hits.inc_by(cache.hit_tokens - before.hit_tokens);
+        self.metrics.prefix_cache_evicted.inc_by(cache.evicted_tokens - before.evicted_tokens);
+        self.metrics.prefix_cache_bytes.set(cache.bytes as i64);
         let BatchScores { scores, computed_tokens } = scores;
         for ((part, scores), computed) in parts.iter().zip(scores).zip(computed_tokens) {
             part.job.complete(part.index, scores, computed);

@@ -10,6 +10,9 @@ use rand::rngs::StdRng;
 use super::problem::{Operator, Problem};
 use super::story::LEADS;
 
+/// How often a step is any that could come next, and not the one that comes first in the story.
+const OTHER_STEP: f64 = 0.3;
+
 /// How often the operands of a sum or product change places.
 const SWAPPED: f64 = 0.25;
 
@@ -31,7 +34,8 @@ pub(super) fn order(problem: &Problem, rng: &mut StdRng) -> Vec<usize> {
     while order.len() < done.len() {
         let ready: Vec<usize> =
             (0..done.len()).filter(|i| !done[*i] && problem.steps[*i].is_ready(&done)).collect();
-        let next = ready[rng.random_range(0..ready.len())];
+        let next =
+            if rng.random_bool(OTHER_STEP) { ready[rng.random_range(0..ready.len())] } else { ready[0] };
         done[next] = true;
         order.push(next);
     }
