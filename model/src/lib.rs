@@ -34,6 +34,6 @@ pub mod trajectory;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use prefix_cache::{PrefixCache, PrefixCacheStats};
 pub use reward::RewardKind;
-pub use reward_model::{BatchScores, ModelError, RewardModel};
+pub use reward_model::{BatchScores, ModelError, RewardModel, Work};
 pub use text::{TextError, TextProcessor};
 pub use trajectory::Trajectory;

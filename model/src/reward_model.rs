@@ -48,6 +48,17 @@ pub struct BatchScores {
     pub computed_tokens: Vec<usize>,
 }
 
+/// Multiplications of a batch's parts. A DPO policy and its reference do each twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// One token through the linear layers.
+    pub per_token: usize,
+    /// One query over one key, in all layers.
+    pub per_pair: usize,
+    /// One response token through the head.
+    pub per_row: usize,
+}
+
 /// β and the reference policy of a DPO checkpoint.
 fn reference(
     dir: &Path,
@@ -78,6 +89,7 @@ struct Plan {
 
 /// A reward model ready to score. `Send + Sync`; [`RewardModel::score`] spreads over the calling rayon pool.
 pub struct RewardModel {
+    version: String,
     config: DecoderConfig,
     kind: HeadKind,
     parameters: usize,
@@ -132,8 +144,14 @@ impl RewardModel {
             true => Some(reference(dir, checkpoint.qrm_config(), &config)?),
             false => None,
         };
+        let version = checkpoint.fingerprint()?;
         checkpoint.finish()?;
-        Ok(Self { config, kind, parameters, text, decoder, head, trained, steps, reference })
+        Ok(Self { version, config, kind, parameters, text, decoder, head, trained, steps, reference })
+    }
+
+    /// A short name for the checkpoint's content.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// What the head gives.
@@ -184,6 +202,19 @@ impl RewardModel {
     /// The decoder's settings.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// What a batch costs.
+    pub fn work(&self) -> Work {
+        let c = &self.config;
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let layer = c.hidden_size * (2 * q + 2 * kv) + 3 * c.hidden_size * c.intermediate_size;
+        let head = if self.kind.is_vocabulary() { c.vocab_size } else { 1 };
+        Work {
+            per_token: c.num_hidden_layers * layer,
+            per_pair: c.num_hidden_layers * 2 * q,
+            per_row: head * c.hidden_size,
+        }
     }
 
     /// Bytes of keys and values that a token leaves in a [`PrefixCache`].

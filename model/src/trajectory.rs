@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// The unit of work of the engine. The prompt is shared between the responses of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Trajectory {
     /// Prompt token ids, `[P]`. May be empty only for heads that read the response token's own position.
     pub prompt_ids: Arc<[u32]>,

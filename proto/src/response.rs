@@ -14,6 +14,8 @@ pub struct RewardsResponse {
     pub object: &'static str,
     /// The model that scored.
     pub model: String,
+    /// Of its checkpoint's content; another after a reload.
+    pub model_version: String,
     /// The reward's name.
     pub reward: &'static str,
     /// One per trajectory.

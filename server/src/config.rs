@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model;
 
 /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint.
 #[derive(Debug, Parser)]
@@ -46,10 +49,6 @@ impl Cli {
 /// What runs the model; the same for serving and for files.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Checkpoint directory in Hugging Face layout, or a hub id (`org/name[@revision]`); default: a small built-in Q-RM
-    /// for arithmetic word problems.
-    #[arg(long, env = "QRM_MODEL")]
-    pub(crate) model: Option<String>,
     /// Where the model runs.
     #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
     pub(crate) device: Device,
@@ -59,9 +58,13 @@ pub(crate) struct EngineArgs {
     /// Compute threads; 0 = one per core.
     #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Unique tokens of one batch (a longer trajectory is a batch of its own).
-    #[arg(long, env = "QRM_MAX_BATCH_TOKENS", default_value_t = 2048)]
-    pub(crate) max_batch_tokens: usize,
+    /// Batches that are computed side by side; they divide the threads among them.
+    #[arg(long, env = "QRM_WORKERS", default_value_t = 1)]
+    pub(crate) workers: usize,
+    /// What one batch may cost, in unique tokens (a costlier trajectory is a batch of its own); default: measured at the
+    /// start, the smallest at which the device is busy.
+    #[arg(long, env = "QRM_MAX_BATCH_TOKENS")]
+    pub(crate) max_batch_tokens: Option<usize>,
     /// MiB of keys and values of prompts that are kept between batches; 0 = none.
     #[arg(long, env = "QRM_PREFIX_CACHE_MIB", default_value_t = 512, value_parser = mebibytes)]
     pub(crate) prefix_cache_mib: usize,
@@ -71,7 +74,12 @@ pub(crate) struct EngineArgs {
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
-    /// The model's name in requests and answers; default: the last part of `--model`.
+    /// Checkpoint directory in Hugging Face layout, or a hub id (`org/name[@revision]`), perhaps with a name before it:
+    /// `name=path`. Several serve several models; requests that name none go to the first. Default: a small built-in Q-RM
+    /// for arithmetic word problems.
+    #[arg(long, env = "QRM_MODEL", value_delimiter = ',')]
+    pub(crate) model: Vec<NamedModel>,
+    /// The first model's name in requests and answers; default: the last part of `--model`.
     #[arg(long, env = "QRM_SERVED_MODEL_NAME")]
     pub(crate) served_model_name: Option<String>,
     /// Address to listen on.
@@ -104,6 +112,9 @@ pub(crate) struct ServeArgs {
     /// File of API keys, one a line; blank lines and lines starting with # do not count.
     #[arg(long, env = "QRM_API_KEY_FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// Key of `POST /admin/reload`; without one the route is closed. SIGHUP reloads too.
+    #[arg(long, env = "QRM_ADMIN_KEY", hide_env_values = true)]
+    pub(crate) admin_key: Option<String>,
     /// Form of the log on stderr.
     #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
@@ -113,6 +124,9 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    /// Checkpoint directory or hub id; default: the built-in one.
+    #[arg(long, env = "QRM_MODEL")]
+    pub(crate) model: Option<String>,
     /// JSONL: each row one input of the HTTP request, with an id.
     #[arg(long)]
     pub(crate) input: PathBuf,
@@ -148,6 +162,50 @@ pub(crate) enum Dtype {
 pub(crate) enum LogFormat {
     Text,
     Json,
+}
+
+/// A checkpoint and the name it is served under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedModel {
+    pub(crate) name: String,
+    /// Directory or hub id; none: built in.
+    pub(crate) source: Option<String>,
+}
+
+impl FromStr for NamedModel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, source) = match text.split_once('=') {
+            Some((name, source)) if !name.contains('/') => (name.to_owned(), source),
+            _ => (model::name(Some(text)), text),
+        };
+        match name.is_empty() || source.is_empty() {
+            true => Err("a checkpoint, or name=checkpoint".into()),
+            false => Ok(Self { name, source: Some(source.to_owned()) }),
+        }
+    }
+}
+
+impl ServeArgs {
+    /// What is served under which name; no two names the same.
+    pub(crate) fn models(&self) -> anyhow::Result<Vec<NamedModel>> {
+        let mut models = self.model.clone();
+        if models.is_empty() {
+            models.push(NamedModel { name: model::name(None), source: None });
+        }
+        if let Some(name) = &self.served_model_name {
+            models[0].name.clone_from(name);
+        }
+        for (i, model) in models.iter().enumerate() {
+            anyhow::ensure!(
+                models[..i].iter().all(|other| other.name != model.name),
+                "two models are named {:?}: --model name=path gives one another",
+                model.name
+            );
+        }
+        Ok(models)
+    }
 }
 
 fn overload_status(text: &str) -> Result<u16, String> {

@@ -6,7 +6,7 @@
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
 //! - [`api`]: the HTTP front.
-//! - [`model`]: the model that is served, a small one built in where none is named.
+//! - [`models`]: the models that are served, by name, and their reload. [`model`]: one checkpoint; a small one is built in.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
 //! - [`metrics`], [`telemetry`]: Prometheus and logs.
@@ -17,6 +17,7 @@ mod config;
 mod engine;
 mod metrics;
 mod model;
+mod models;
 mod request;
 mod score;
 mod serve;

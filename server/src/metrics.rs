@@ -38,8 +38,14 @@ pub(crate) struct Metrics {
     pub(crate) prefix_cache_evicted: IntCounter,
     /// `qrm_prefix_cache_bytes`
     pub(crate) prefix_cache_bytes: IntGauge,
+    /// `qrm_joined_tokens_total`
+    pub(crate) joined_tokens: IntCounter,
     /// `qrm_failed_batches_total`
     pub(crate) failed_batches: IntCounter,
+    /// `qrm_failed_trajectories_total`
+    pub(crate) failed_trajectories: IntCounter,
+    /// `qrm_worker_restarts_total`
+    pub(crate) worker_restarts: IntCounter,
     /// `qrm_tokenize_seconds`
     pub(crate) tokenize_seconds: Histogram,
     /// `qrm_queue_seconds`
@@ -96,7 +102,16 @@ impl Metrics {
                 "Tokens dropped from the prefix cache for newer ones.",
             )?,
             prefix_cache_bytes: gauge("qrm_prefix_cache_bytes", "Keys and values in the prefix cache.")?,
-            failed_batches: counter("qrm_failed_batches_total", "Batches that failed.")?,
+            joined_tokens: counter(
+                "qrm_joined_tokens_total",
+                "Tokens of trajectories that were being computed already when their turn came.",
+            )?,
+            failed_batches: counter("qrm_failed_batches_total", "Batches that failed and were halved.")?,
+            failed_trajectories: counter(
+                "qrm_failed_trajectories_total",
+                "Trajectories that the engine failed on.",
+            )?,
+            worker_restarts: counter("qrm_worker_restarts_total", "Times a worker was started again.")?,
             tokenize_seconds: histogram(
                 "qrm_tokenize_seconds",
                 "Tokenising and validating a request.",

@@ -16,7 +16,7 @@ use qrm_proto::{Input, RewardsRequest};
 use serde_json::Value;
 
 use crate::config::ScoreArgs;
-use crate::engine::{Engine, Limits, Ticket};
+use crate::engine::{Engine, Limits, Terms, Ticket};
 use crate::metrics::Metrics;
 use crate::model;
 use crate::request::answer::Pending;
@@ -27,7 +27,7 @@ const BAD_ROW: u8 = 2;
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
-    let model = model::load(args.engine.model.as_deref())?;
+    let model = model::load(args.model.as_deref())?;
     let plan = match check(&args, &model)? {
         Ok(plan) => plan,
         Err(bad) => {
@@ -48,8 +48,11 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
         max_queue_tokens: usize::MAX,
         max_queue_requests: usize::MAX,
         prefix_cache_bytes: args.engine.prefix_cache_mib << 20,
+        workers: args.engine.workers,
+        threads: args.engine.threads,
     };
-    let engine = Engine::start(model.clone(), args.engine.threads, limits, Metrics::new()?)?;
+    let engine = Engine::start(model.clone(), limits, Metrics::new()?)?;
+    let terms = Terms { client: "".into(), priority: 0, deadline: None };
     let bar = progress(plan.rows[done..].iter().map(|r| r.tokens as u64).sum());
     let mut writer = Writer { model: &model, output, bar };
     let mut in_flight: VecDeque<(Row, Pending, Ticket)> = VecDeque::new();
@@ -67,9 +70,9 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
         let prepared = read(&line, number + 1, &args, &model).map_err(anyhow::Error::msg)?.1;
         let (trajectories, pending) = prepared.split();
         waiting += row.tokens;
-        in_flight.push_back((*row, pending, engine.submit(trajectories, 0, None)?));
+        in_flight.push_back((*row, pending, engine.submit(trajectories, terms.clone())?));
         // Enough to fill the next batches while the worker computes, and no more in memory.
-        while waiting > 8 * args.engine.max_batch_tokens {
+        while waiting as f64 > 8.0 * engine.budget() {
             let Some((row, pending, ticket)) = in_flight.pop_front() else { break };
             waiting -= row.tokens;
             writer.write(row, pending, ticket)?;
@@ -142,7 +145,7 @@ fn read(
         truncate_prompt: args.truncate_prompt,
         ..RewardsRequest::default()
     };
-    let prepared = prepare(request, model, "", usize::MAX).map_err(|e| {
+    let prepared = prepare(request, model, usize::MAX).map_err(|e| {
         let param = e.param.as_deref().unwrap_or_default();
         format!("line {number}: {}: {e}", param.strip_prefix("inputs[0].").unwrap_or(param))
     })?;

@@ -301,7 +301,7 @@ fn a_scalar_head_has_no_vocabulary() {
 }
 
 #[test]
-fn a_batch_that_fails_fails_alone() {
+fn a_trajectory_that_fails_fails_alone() {
     // Token 500 has an infinite embedding: whoever sends it makes the scores infinite.
     let directory = tempfile::tempdir().expect("a directory");
     let source = fixture("qwen2");
@@ -317,11 +317,24 @@ fn a_batch_that_fails_fails_alone() {
 
     let server = Server::start(directory.path().to_str().expect("UTF-8"), &[]);
     let client = server.client();
-    for _ in 0..20 {
-        let poisoned = json!({"inputs": [{"prompt": [1, 500, 3], "response": [4]}]});
-        assert_eq!(client.rewards(&poisoned).refused(500).0, "engine_failed");
-        client.rewards(&json!({"inputs": [{"prompt": [1, 2, 3], "response": [4]}]})).ok();
-    }
-    assert_eq!(client.metric("qrm_failed_batches_total"), 20.0);
+    // In one batch with others or not, it alone fails.
+    std::thread::scope(|scope| {
+        for sender in 0..8 {
+            let client = client.clone();
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    let token = if sender == 3 { 500 } else { 5 };
+                    let answer = client
+                        .rewards(&json!({"inputs": [{"prompt": [1, token, sender], "response": [4, 5]}]}));
+                    match sender {
+                        3 => assert_eq!(answer.refused(500).0, "engine_failed"),
+                        _ => assert_eq!(answer.ok()["data"][0]["rewards"].as_array().map(Vec::len), Some(2)),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(client.metric("qrm_failed_trajectories_total"), 20.0);
+    assert_eq!(client.metric("qrm_worker_restarts_total"), 0.0);
     client.get("/ready").ok();
 }

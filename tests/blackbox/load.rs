@@ -141,6 +141,7 @@ fn deadlines_and_disconnects_drop_queued_work() {
         }
         let mut late = bulk(300, 2);
         late["timeout_ms"] = json!(50);
+        late["priority"] = json!(-1); // or it would go first
         let start = Instant::now();
         assert_eq!(client.rewards(&late).refused(504).0, "deadline_exceeded");
         assert!(start.elapsed() < Duration::from_secs(5), "told only after {:?}", start.elapsed());
@@ -160,6 +161,28 @@ fn deadlines_and_disconnects_drop_queued_work() {
     // Of the two that nobody waited for, nothing was computed.
     let computed = client.metric("qrm_computed_tokens_total") - warm_up;
     assert_eq!(first["usage"]["computed_tokens"].as_f64(), Some(computed));
+    server.assert_quiet();
+}
+
+/// Two clients, told apart by their keys: the small one does not wait for all of the large one's work.
+#[test]
+fn clients_share_the_engine() {
+    let keys = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(keys.path(), "bulk\nsmall\n").expect("written");
+    let path = keys.path().to_str().expect("UTF-8");
+    let server = Server::start(&fixture("qwen2"), &["--threads", "1", "--api-key-file", path]);
+    let (large, small) = (server.client().with_key("bulk"), server.client().with_key("small"));
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| large.rewards(&bulk(300, 1)).ok());
+        while large.metric("qrm_queue_requests") < 1.0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for seed in 2..5 {
+            small.rewards(&bulk(1, seed)).ok();
+        }
+        assert!(!answer.is_finished(), "the small requests waited for all of the bulk");
+        answer.join().expect("answered");
+    });
     server.assert_quiet();
 }
 

@@ -7,4 +7,5 @@ mod errors;
 mod golden;
 mod invariance;
 mod load;
+mod models;
 mod offline;

@@ -11,6 +11,7 @@ use ureq::http::{Request, Response};
 pub struct Client {
     agent: Agent,
     base: String,
+    key: Option<String>,
 }
 
 /// Status, body and the header that refusals carry.
@@ -49,7 +50,13 @@ impl Client {
             .timeout_global(Some(Duration::from_secs(120)))
             .max_idle_connections_per_host(64)
             .build();
-        Self { agent: config.into(), base: format!("http://{address}") }
+        Self { agent: config.into(), base: format!("http://{address}"), key: None }
+    }
+
+    /// The same with an API key.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(format!("Bearer {key}")), ..self.clone() }
     }
 
     /// `POST /v1/rewards`.
@@ -83,6 +90,9 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(key) = &self.key {
+            request = request.header("authorization", key);
         }
         let request = request.body(body.to_vec()).expect("a valid request");
         let mut response: Response<ureq::Body> = self.agent.run(request)?;

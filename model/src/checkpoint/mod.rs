@@ -3,10 +3,11 @@
 //! - [`config`]: `config.json`, the decoder's settings; `rope` and `fields` are parts of reading it.
 //! - `qrm_config`: `qrm_config.json`, what the checkpoint was trained to be.
 //! - `weights`: what `safetensors` and `gguf` have in common.
-//! - `hub`: checkpoints by name.
+//! - `hub`: checkpoints by name. `fingerprint`: a name for what they hold.
 
 pub mod config;
 mod fields;
+mod fingerprint;
 mod gguf;
 mod hub;
 mod qrm_config;
@@ -111,6 +112,12 @@ impl Checkpoint {
     /// Where it lies.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// A short name for what the files hold, the same wherever they lie.
+    pub fn fingerprint(&self) -> Result<String, CheckpointError> {
+        let broken = |source| CheckpointError::Io { path: self.dir.display().to_string(), source };
+        fingerprint::fingerprint(&self.dir).map_err(broken)
     }
 
     /// The decoder's settings.

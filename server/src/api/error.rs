@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use qrm_proto::{ErrorBody, ErrorDetail};
 
-use super::App;
+use crate::engine::Engine;
 use crate::engine::job::JobError;
 use crate::engine::queue::Refused;
 use crate::request::Invalid;
@@ -71,19 +71,30 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded", message)
     }
 
+    /// 403: there is no admin key, or it was not given.
+    pub(crate) fn not_admin() -> Self {
+        let message = "the admin key is needed: start with QRM_ADMIN_KEY, send Authorization: Bearer KEY";
+        Self::new(StatusCode::FORBIDDEN, "authentication_error", "not_admin", message)
+    }
+
+    /// 422: a checkpoint that cannot be served.
+    pub(crate) fn not_loaded(message: String) -> Self {
+        Self::request(StatusCode::UNPROCESSABLE_ENTITY, "checkpoint_refused", message)
+    }
+
     /// 500. The message names no path, weight or text.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "engine_failed", message)
     }
 
     /// The queue's refusal, with the status the operator chose and the queue's own drain time.
-    pub(crate) fn refused(refused: Refused, app: &App) -> Self {
+    pub(crate) fn refused(refused: Refused, engine: &Engine, overload_status: StatusCode) -> Self {
         match refused {
             Refused::Closed => Self::unavailable("draining", "the server is shutting down"),
             Refused::TooLarge { .. } => Invalid::too_large(refused.to_string(), "inputs").into(),
             Refused::Full => Self {
-                retry_after: Some(app.engine.retry_after().as_secs()),
-                ..Self::new(app.overload_status, "overloaded_error", "queue_full", refused.to_string())
+                retry_after: Some(engine.retry_after().as_secs()),
+                ..Self::new(overload_status, "overloaded_error", "queue_full", refused.to_string())
             },
         }
     }

@@ -3,10 +3,12 @@
 //! - [`rewards`]: `POST /v1/rewards`.
 //! - `tokenize`: `POST /tokenize`, `/detokenize`.
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
+//! - `admin`: `POST /admin/reload`.
 //! - [`error`]: every refusal in one shape. `json`: bodies in.
 //! - [`auth`]: API keys. `observe`: one log line and one count per request.
 //! - `linger`: a refusal reaches the client.
 
+mod admin;
 pub(crate) mod auth;
 pub(crate) mod error;
 mod json;
@@ -17,7 +19,6 @@ mod status;
 mod tokenize;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -25,17 +26,16 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
-use qrm_model::RewardModel;
 
-use crate::engine::{Engine, Limits};
+use crate::engine::Limits;
 use crate::metrics::Metrics;
+use crate::models::{Models, Served};
+use crate::request::Invalid;
 use auth::Keys;
 
 /// What the handlers share.
 pub(crate) struct App {
-    pub(crate) engine: Engine,
-    pub(crate) model: Arc<RewardModel>,
-    pub(crate) model_name: String,
+    pub(crate) models: Models,
     pub(crate) metrics: Metrics,
     pub(crate) keys: Keys,
     pub(crate) limits: Limits,
@@ -43,8 +43,15 @@ pub(crate) struct App {
     pub(crate) max_body_bytes: usize,
     pub(crate) overload_status: StatusCode,
     pub(crate) default_timeout: Option<Duration>,
-    /// The first batch has been through: the weights are in memory, the threads have started.
-    pub(crate) warm: AtomicBool,
+}
+
+impl App {
+    /// The model of that name, or the first.
+    pub(crate) fn served(&self, name: Option<&str>) -> Result<&Served, Invalid> {
+        let name = name.unwrap_or_else(|| self.models.first_name());
+        let found = self.models.find(name);
+        found.ok_or_else(|| Invalid::not_found(format!("the model {name:?} is not served here")))
+    }
 }
 
 /// All routes with their layers.
@@ -53,6 +60,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/rewards", post(rewards::rewards))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/admin/reload", post(admin::reload))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))

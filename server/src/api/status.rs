@@ -1,7 +1,6 @@
 //! `GET /health /ready /v1/models /info /metrics`: what the process says of itself.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use crate::models::{Loaded, Served};
 
 /// The process lives.
 pub(crate) async fn health() -> Json<Value> {
@@ -19,15 +19,7 @@ pub(crate) async fn health() -> Json<Value> {
 
 /// The model is loaded and warm, the worker lives, and the server is not draining.
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    if app.engine.is_closed() {
-        return Err(ApiError::unavailable("draining", "the server is shutting down"));
-    }
-    if !app.engine.is_alive() {
-        return Err(ApiError::unavailable("worker_dead", "the worker has stopped"));
-    }
-    if !app.warm.load(Ordering::Acquire) {
-        return Err(ApiError::unavailable("warming_up", "the model is warming up"));
-    }
+    app.models.ready().map_err(|(code, message)| ApiError::unavailable(code, message))?;
     Ok(Json(json!({"status": "ready"})))
 }
 
@@ -39,18 +31,32 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
 
 /// The served models, in OpenAI's shape.
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({
-        "object": "list",
-        "data": [{"id": app.model_name, "object": "model", "owned_by": "qrm"}],
-    }))
+    let model = |served: &Served| json!({"id": *served.name, "object": "model", "owned_by": "qrm"});
+    Json(json!({"object": "list", "data": app.models.iter().map(model).collect::<Vec<_>>()}))
 }
 
-/// Version, model and limits.
+/// Version, limits, and what each model is; the first one's facts at the top too.
 pub(crate) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
-    let model = &app.model;
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "model": app.model_name,
+    let models: Vec<Value> = app.models.iter().map(|served| facts(&served.current())).collect();
+    let budget = app.models.iter().next().map(|served| served.current().engine.budget() as u64);
+    let mut info = models.first().cloned().unwrap_or_default();
+    info["version"] = json!(env!("CARGO_PKG_VERSION"));
+    info["models"] = models.into();
+    info["limits"] = json!({
+        "max_batch_tokens": budget,
+        "max_queue_tokens": app.limits.max_queue_tokens,
+        "max_queue_requests": app.limits.max_queue_requests,
+        "max_inputs": app.max_inputs,
+        "max_body_bytes": app.max_body_bytes,
+    });
+    Json(info)
+}
+
+fn facts(loaded: &Loaded) -> Value {
+    let model = &loaded.model;
+    json!({
+        "model": *loaded.name,
+        "model_version": model.version(),
         "architecture": model.architecture(),
         "head": model.head(),
         "reward": model.head().default_reward(),
@@ -59,12 +65,5 @@ pub(crate) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
         "context_length": model.context_length(),
         "dtype": "f32",
         "device": "cpu",
-        "limits": {
-            "max_batch_tokens": app.limits.max_batch_tokens,
-            "max_queue_tokens": app.limits.max_queue_tokens,
-            "max_queue_requests": app.limits.max_queue_requests,
-            "max_inputs": app.max_inputs,
-            "max_body_bytes": app.max_body_bytes,
-        },
-    }))
+    })
 }

@@ -18,8 +18,8 @@ pub(crate) async fn tokenize(
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     blocking(move || {
-        known(&app, request.model.as_deref())?;
-        let text = app.model.text();
+        let loaded = app.served(request.model.as_deref())?.current();
+        let text = loaded.model.text();
         let (rendered, param) = match (request.prompt, request.messages) {
             (Some(prompt), None) => (prompt, "prompt"),
             (None, Some(messages)) => {
@@ -41,7 +41,7 @@ pub(crate) async fn tokenize(
             count: encoded.ids.len(),
             tokens: encoded.ids,
             offsets: encoded.offsets,
-            max_model_len: app.model.context_length(),
+            max_model_len: loaded.model.context_length(),
         })
     })
     .await
@@ -52,13 +52,13 @@ pub(crate) async fn detokenize(
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     blocking(move || {
-        known(&app, request.model.as_deref())?;
-        if let Some(at) = request.tokens.iter().position(|id| *id as usize >= app.model.vocab_size()) {
+        let model = app.served(request.model.as_deref())?.current().model.clone();
+        if let Some(at) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size()) {
             let message =
-                format!("token id {}, the vocabulary ends at {}", request.tokens[at], app.model.vocab_size());
+                format!("token id {}, the vocabulary ends at {}", request.tokens[at], model.vocab_size());
             return Err(Invalid::field(format!("tokens[{at}]"), "token_id_out_of_range", message));
         }
-        let prompt = app.model.text().decode(&request.tokens, request.skip_special_tokens);
+        let prompt = model.text().decode(&request.tokens, request.skip_special_tokens);
         Ok(DetokenizeResponse { prompt: prompt.map_err(|e| failed("tokens", &e))? })
     })
     .await
@@ -70,13 +70,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<Json<T>, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
     Ok(Json(done.map_err(|_| ApiError::internal("the request could not be read"))??))
-}
-
-fn known(app: &App, model: Option<&str>) -> Result<(), Invalid> {
-    match model.filter(|name| *name != app.model_name) {
-        None => Ok(()),
-        Some(name) => Err(Invalid::not_found(format!("the model {name:?} is not served here"))),
-    }
 }
 
 fn failed(param: &str, error: &TextError) -> Invalid {

@@ -7,6 +7,8 @@ use qrm_model::Trajectory;
 use qrm_model::reward::TokenScores;
 use tokio::sync::oneshot;
 
+use super::Terms;
+
 /// Scores in the order of the job's trajectories, with what they cost.
 #[derive(Debug, Default)]
 pub(crate) struct JobOutput {
@@ -41,6 +43,7 @@ pub(crate) type JobResult = Result<JobOutput, JobError>;
 pub(crate) struct Job {
     /// In request order.
     pub(crate) trajectories: Arc<[Trajectory]>,
+    pub(crate) client: Arc<str>,
     /// Higher first.
     pub(crate) priority: i32,
     /// When its answer is no longer wanted.
@@ -62,10 +65,10 @@ struct Progress {
 impl Job {
     pub(crate) fn new(
         trajectories: Vec<Trajectory>,
-        priority: i32,
-        deadline: Option<Instant>,
+        terms: Terms,
         reply: oneshot::Sender<JobResult>,
     ) -> Self {
+        let Terms { client, priority, deadline } = terms;
         let count = trajectories.len();
         let progress = Progress {
             scores: vec![None; count],
@@ -76,6 +79,7 @@ impl Job {
         };
         Self {
             trajectories: trajectories.into(),
+            client,
             priority,
             deadline,
             accepted: Instant::now(),

@@ -1,11 +1,17 @@
-//! The engine: a bounded queue of jobs, and the worker thread that turns them into batches and owns the device.
+//! The engine: a bounded queue of jobs, and the worker threads that turn them into batches and own the device.
 //!
 //! - [`job`]: one request's trajectories, from acceptance to answer.
-//! - [`queue`]: what waits, and which of it makes the next batch.
+//! - [`queue`]: accepted work until it is answered. `schedule`: which of it makes the next batch.
+//! - `cost`: what a batch costs. `budget`: how much a batch should, measured at the start.
 //! - `worker`: runs batches, one after the other.
 
+mod budget;
+mod cost;
 pub(crate) mod job;
 pub(crate) mod queue;
+mod schedule;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::sync::Arc;
@@ -16,56 +22,84 @@ use qrm_model::{PrefixCache, RewardModel, Trajectory};
 use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
+use cost::Cost;
 use job::{Job, JobResult};
-use queue::{Queue, Refused};
+use queue::{Preparing, Queue, Refused};
+use worker::{Score, Worker};
 
 /// Sizes of the engine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Unique tokens of one batch.
-    pub(crate) max_batch_tokens: usize,
+    /// What a batch may cost, in tokens through the linear layers; none: found by measuring.
+    pub(crate) max_batch_tokens: Option<usize>,
     /// Tokens that may wait.
     pub(crate) max_queue_tokens: usize,
     /// Requests that may wait.
     pub(crate) max_queue_requests: usize,
     /// Keys and values that are kept between batches.
     pub(crate) prefix_cache_bytes: usize,
+    /// Batches that are computed side by side.
+    pub(crate) workers: usize,
+    /// Compute threads of all workers together; 0 = one per core.
+    pub(crate) threads: usize,
 }
 
-/// Accepts work and answers it. Dropping it closes the queue; [`Engine::join`] waits for the worker.
+/// Accepts work and answers it. Dropping it closes the queue and waits for the workers.
 pub(crate) struct Engine {
     queue: Arc<Queue>,
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    budget: f64,
+}
+
+/// Who a job is for, and how urgent it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// Clients share the engine fairly.
+    pub(crate) client: Arc<str>,
+    /// Higher first.
+    pub(crate) priority: i32,
+    /// When its answer is no longer wanted.
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Engine {
-    /// Starts the worker with `threads` compute threads (0 = one per core).
-    pub(crate) fn start(
-        model: Arc<RewardModel>,
-        threads: usize,
-        limits: Limits,
-        metrics: Metrics,
-    ) -> anyhow::Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("compute-{i}"))
-            .build()?;
-        let queue = Arc::new(Queue::new(limits, metrics.clone()));
-        let cache = PrefixCache::new(&model, limits.prefix_cache_bytes);
-        let worker = worker::Worker { queue: queue.clone(), model, cache, pool, metrics };
-        let worker = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
-        Ok(Self { queue, worker: Some(worker) })
+    /// Starts the workers.
+    pub(crate) fn start(model: Arc<RewardModel>, limits: Limits, metrics: Metrics) -> anyhow::Result<Self> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if limits.threads == 0 { cores() } else { limits.threads };
+        let count = limits.workers.max(1);
+        let pool = |worker: usize| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads((threads / count).max(1))
+                .thread_name(move |i| format!("compute-{worker}-{i}"))
+                .build()
+        };
+        let pools = (0..count).map(pool).collect::<Result<Vec<_>, _>>()?;
+        let cost = Cost::of_model(&model);
+        let budget = match limits.max_batch_tokens {
+            Some(tokens) => tokens as f64,
+            None => budget::measure(&model, &cost, &pools[0]),
+        };
+        let queue = Arc::new(Queue::new(limits, cost, budget, metrics.clone()));
+        let cache = Arc::new(PrefixCache::new(&model, limits.prefix_cache_bytes));
+        let workers = pools.into_iter().enumerate().map(|(i, pool)| {
+            let score = score(model.clone(), cache.clone(), pool, metrics.clone());
+            let worker = Worker::new(queue.clone(), score, metrics.clone());
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker.run())
+        });
+        let workers = workers.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { queue, workers, budget })
+    }
+
+    /// Says that a request is being read; a batch that is nearly empty waits a moment for it.
+    pub(crate) fn expect(&self) -> Preparing {
+        self.queue.expect()
     }
 
     /// Queues validated trajectories. The ticket gives the answer; dropping it takes the work back.
-    pub(crate) fn submit(
-        &self,
-        trajectories: Vec<Trajectory>,
-        priority: i32,
-        deadline: Option<Instant>,
-    ) -> Result<Ticket, Refused> {
+    pub(crate) fn submit(&self, trajectories: Vec<Trajectory>, terms: Terms) -> Result<Ticket, Refused> {
         let (reply, answer) = oneshot::channel();
-        let id = self.queue.push(Job::new(trajectories, priority, deadline, reply))?;
+        let id = self.queue.push(Job::new(trajectories, terms, reply))?;
         Ok(Ticket { queue: self.queue.clone(), id, answer })
     }
 
@@ -79,9 +113,14 @@ impl Engine {
         self.queue.is_closed()
     }
 
-    /// Whether the worker lives: without it nothing is answered.
+    /// Whether a worker lives: without one nothing is answered. Of a closed engine: whether accepted work is left.
     pub(crate) fn is_alive(&self) -> bool {
-        self.worker.as_ref().is_some_and(|w| !w.is_finished())
+        self.workers.iter().any(|w| !w.is_finished())
+    }
+
+    /// What a batch may cost, in tokens through the linear layers.
+    pub(crate) fn budget(&self) -> f64 {
+        self.budget
     }
 
     /// Seconds after which a refused client may hope for a place, from the queue's own drain rate.
@@ -93,10 +132,28 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.close();
-        if let Some(worker) = self.worker.take() {
+        for worker in self.workers.drain(..) {
             let _ = worker.join(); // a worker that panicked has nothing left to say
         }
     }
+}
+
+/// Scores batches on the threads of `pool`, with prompts seen before from `cache`.
+fn score(
+    model: Arc<RewardModel>,
+    cache: Arc<PrefixCache>,
+    pool: rayon::ThreadPool,
+    metrics: Metrics,
+) -> Box<Score> {
+    Box::new(move |batch| {
+        let before = cache.stats();
+        let scores = pool.install(|| model.score_cached(batch, &cache));
+        let after = cache.stats();
+        metrics.prefix_cache_hits.inc_by(after.hit_tokens - before.hit_tokens);
+        metrics.prefix_cache_evicted.inc_by(after.evicted_tokens - before.evicted_tokens);
+        metrics.prefix_cache_bytes.set(after.bytes as i64);
+        scores
+    })
 }
 
 /// A claim on an answer.

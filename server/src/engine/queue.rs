@@ -1,14 +1,18 @@
-//! What waits, and which of it makes the next batch: by priority, then by age, up to a budget of unique tokens.
+//! Accepted work until it is answered: bounded, cancelled at any time, handed to the workers batch by batch.
+//!
+//! A trajectory that is computed already, for whomever, is not computed again beside it: it joins the one that runs.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qrm_model::Trajectory;
 
 use super::Limits;
+use super::cost::Cost;
 use super::job::{Job, JobError};
+use super::schedule::{Part, Schedule};
 use crate::metrics::Metrics;
 
 /// Why work was not accepted.
@@ -30,46 +34,58 @@ pub(crate) enum Refused {
     },
 }
 
-/// A trajectory's place: its job, and which of the job's it is.
-pub(crate) struct Part {
-    pub(crate) job: Arc<Job>,
-    pub(crate) index: usize,
-}
-
-/// Ordered by priority, then arrival.
-type Key = (Reverse<i32>, u64);
-
-struct Waiting {
-    job: Arc<Job>,
-    /// First trajectory not yet in a batch.
-    next: usize,
-    /// Tokens of those that are not.
-    tokens: usize,
-}
+/// A batch of less than this share of the budget waits a moment for requests that are on their way.
+const LITTLE: f64 = 0.25;
+/// How long.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 struct State {
-    jobs: BTreeMap<Key, Waiting>,
-    /// Where a job is, by id.
-    keys: BTreeMap<u64, Key>,
-    tokens: usize,
+    schedule: Schedule,
+    /// Trajectories in batches that are being computed, and who waits for each.
+    running: HashMap<Trajectory, Vec<Part>>,
     next_id: u64,
+    /// Requests and tokens that the gauges show.
+    published: (i64, i64),
     closed: bool,
     /// Queue tokens answered per second, a running mean over batches.
     rate: Option<f64>,
 }
 
-/// Bounded by tokens and by requests.
+/// Between the fronts and the workers.
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
+    /// Requests that are read and tokenised, and will be here in a moment.
+    preparing: AtomicUsize,
     limits: Limits,
+    cost: Cost,
+    /// Of a batch.
+    budget: f64,
     metrics: Metrics,
 }
 
+/// A request on its way to the queue.
+pub(crate) struct Preparing(Arc<Queue>);
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        if self.0.preparing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 impl Queue {
-    pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), limits, metrics }
+    pub(crate) fn new(limits: Limits, cost: Cost, budget: f64, metrics: Metrics) -> Self {
+        let (state, changed, preparing) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
+        Self { state, changed, preparing, limits, cost, budget, metrics }
+    }
+
+    /// Says that a request will come unless the guard is dropped first.
+    pub(crate) fn expect(self: &Arc<Self>) -> Preparing {
+        self.preparing.fetch_add(1, Ordering::AcqRel);
+        Preparing(self.clone())
     }
 
     /// Accepts a job whole, or refuses it whole.
@@ -83,46 +99,91 @@ impl Queue {
         if tokens > limit {
             return Err(Refused::TooLarge { tokens, limit });
         }
-        if state.tokens + tokens > limit || state.jobs.len() >= self.limits.max_queue_requests {
+        if state.schedule.tokens() + tokens > limit || state.schedule.len() >= self.limits.max_queue_requests
+        {
             self.metrics.refused.inc();
             return Err(Refused::Full);
         }
-        let id = state.next_id;
         state.next_id += 1;
-        let key = (Reverse(job.priority), id);
-        state.tokens += tokens;
-        state.keys.insert(id, key);
-        state.jobs.insert(key, Waiting { job: Arc::new(job), next: 0, tokens });
-        self.publish(&state);
+        let (id, job) = (state.next_id, Arc::new(job));
+        let joined: Vec<bool> = (0..job.trajectories.len())
+            .map(|index| self.join(&mut state, &Part { job: job.clone(), index }))
+            .collect();
+        state.schedule.push(id, job, &joined);
+        self.publish(&mut state);
         self.changed.notify_all();
         Ok(id)
+    }
+
+    /// Whether the same trajectory is being computed; then `part` waits for that.
+    fn join(&self, state: &mut State, part: &Part) -> bool {
+        let Some(holders) = state.running.get_mut(part.trajectory()) else { return false };
+        holders.push(part.clone());
+        self.metrics.joined_tokens.inc_by(part.trajectory().len() as u64);
+        self.start(part);
+        true
+    }
+
+    fn start(&self, part: &Part) {
+        if let Some(waited) = part.job.start() {
+            self.metrics.queue_seconds.observe(waited.as_secs_f64());
+        }
     }
 
     /// Takes a job's waiting part back. Unknown ids (the job is all in batches, or answered) are no error.
     pub(crate) fn cancel(&self, id: u64) {
         let mut state = self.state();
-        if let Some(key) = state.keys.get(&id).copied() {
-            state.remove(key);
-            self.publish(&state);
-        }
+        state.schedule.remove(id);
+        self.publish(&mut state);
     }
 
-    /// Waits for work and takes the next batch; `None` once the queue is closed and empty.
-    pub(crate) fn next_batch(&self) -> Option<Vec<Part>> {
+    /// Waits for work and takes the next batch, no two trajectories of it the same; `None` once the queue is closed and
+    /// empty. Each is given back with [`Queue::finish`].
+    pub(crate) fn next_batch(&self) -> Option<Vec<Trajectory>> {
         let mut state = self.state();
+        let mut waited = Duration::ZERO;
         loop {
             state.drop_over();
-            let batch = state.take(self.limits.max_batch_tokens);
-            self.publish(&state);
+            let is_expected = self.preparing.load(Ordering::Acquire) > 0 && !state.closed;
+            let is_little = (state.schedule.tokens() as f64) < LITTLE * self.budget;
+            if is_little && is_expected && state.schedule.len() > 0 && waited < LONGEST_WAIT {
+                let start = Instant::now();
+                let left = LONGEST_WAIT - waited;
+                let woken = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                state = woken.0;
+                waited += start.elapsed();
+                continue;
+            }
+            let batch = self.take(&mut state);
+            self.publish(&mut state);
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if state.closed {
+            if state.closed && state.schedule.len() == 0 {
                 return None;
             }
             // A deadline that passes while its job waits is the job's own timer's affair; nothing here must wake for it.
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn take(&self, state: &mut State) -> Vec<Trajectory> {
+        let mut batch = Vec::new();
+        for part in state.schedule.take(&self.cost, self.budget) {
+            if self.join(state, &part) {
+                continue;
+            }
+            self.start(&part);
+            let trajectory = part.trajectory().clone();
+            state.running.insert(trajectory.clone(), vec![part]);
+            batch.push(trajectory);
+        }
+        batch
+    }
+
+    /// A trajectory of a batch is done: who waits for it.
+    pub(crate) fn finish(&self, trajectory: &Trajectory) -> Vec<Part> {
+        self.state().running.remove(trajectory).unwrap_or_default()
     }
 
     /// No more work; what waits is still served.
@@ -139,16 +200,14 @@ impl Queue {
     pub(crate) fn stop(&self) {
         let mut state = self.state();
         state.closed = true;
-        for (_, waiting) in std::mem::take(&mut state.jobs) {
-            waiting.job.fail(JobError::Stopped);
+        for (_, job) in std::mem::take(&mut state.schedule).jobs() {
+            job.fail(JobError::Stopped);
         }
-        state.keys.clear();
-        state.tokens = 0;
-        self.publish(&state);
+        self.publish(&mut state);
         self.changed.notify_all();
     }
 
-    /// Tells the queue how fast the worker is.
+    /// Tells the queue how fast a worker is.
     pub(crate) fn drained(&self, tokens: usize, time: Duration) {
         let rate = tokens as f64 / time.as_secs_f64().max(1e-6);
         let mut state = self.state();
@@ -158,7 +217,7 @@ impl Queue {
     /// How long what waits now will take, at least a second, at most five minutes.
     pub(crate) fn retry_after(&self) -> Duration {
         let state = self.state();
-        let seconds = state.rate.map_or(1.0, |rate| state.tokens as f64 / rate.max(1.0));
+        let seconds = state.rate.map_or(1.0, |rate| state.schedule.tokens() as f64 / rate.max(1.0));
         Duration::from_secs_f64(seconds.ceil().clamp(1.0, 300.0))
     }
 
@@ -166,163 +225,27 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: &State) {
-        self.metrics.queue_requests.set(state.jobs.len() as i64);
-        self.metrics.queue_tokens.set(state.tokens as i64);
+    /// Other queues have their share of the same gauges.
+    fn publish(&self, state: &mut State) {
+        let (requests, tokens) = (state.schedule.len() as i64, state.schedule.tokens() as i64);
+        self.metrics.queue_requests.add(requests - state.published.0);
+        self.metrics.queue_tokens.add(tokens - state.published.1);
+        state.published = (requests, tokens);
     }
 }
 
 impl State {
-    fn remove(&mut self, key: Key) {
-        if let Some(waiting) = self.jobs.remove(&key) {
-            self.keys.remove(&key.1);
-            self.tokens -= waiting.tokens;
-        }
-    }
-
     /// Drops jobs that nobody waits for, and ends those whose deadline has passed.
     fn drop_over(&mut self) {
         let now = Instant::now();
-        let over: Vec<Key> = self
-            .jobs
-            .iter()
-            .filter(|(_, w)| {
-                if w.job.deadline.is_some_and(|d| d <= now) {
-                    w.job.fail(JobError::Deadline);
-                }
-                w.job.is_over()
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            self.remove(key);
-        }
-    }
-
-    /// Trajectories in order until the budget is spent; always at least one. What a trajectory has in common with
-    /// the one before it costs nothing, as the forest computes it once.
-    fn take(&mut self, budget: usize) -> Vec<Part> {
-        let mut parts: Vec<Part> = Vec::new();
-        let mut spent = 0;
-        while let Some(mut entry) = self.jobs.first_entry() {
-            let waiting = entry.get_mut();
-            while let Some(trajectory) = waiting.job.trajectories.get(waiting.next) {
-                let last = parts.last().map(|p| &p.job.trajectories[p.index]);
-                let cost = trajectory.len() - last.map_or(0, |last| common_prefix(last, trajectory));
-                if spent + cost > budget && !parts.is_empty() {
-                    return parts;
-                }
-                spent += cost;
-                parts.push(Part { job: waiting.job.clone(), index: waiting.next });
-                waiting.next += 1;
-                waiting.tokens -= trajectory.len();
-                self.tokens -= trajectory.len();
+        let over = self.schedule.jobs().filter(|(_, job)| {
+            if job.deadline.is_some_and(|d| d <= now) {
+                job.fail(JobError::Deadline);
             }
-            let key = *entry.key();
-            self.remove(key);
-        }
-        parts
-    }
-}
-
-/// Tokens that two trajectories begin with alike.
-fn common_prefix(a: &Trajectory, b: &Trajectory) -> usize {
-    if Arc::ptr_eq(&a.prompt_ids, &b.prompt_ids) {
-        let same = a.response_ids.iter().zip(b.response_ids.iter()).take_while(|(a, b)| a == b);
-        return a.prompt_ids.len() + same.count();
-    }
-    let ids = |t: &Trajectory| {
-        let (prompt, response) = (t.prompt_ids.clone(), t.response_ids.clone());
-        (0..t.len()).map(move |i| if i < prompt.len() { prompt[i] } else { response[i - prompt.len()] })
-    };
-    ids(a).zip(ids(b)).take_while(|(a, b)| a == b).count()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use qrm_model::reward::TokenScores;
-    use tokio::sync::oneshot;
-
-    use super::*;
-    use crate::engine::job::JobResult;
-
-    fn queue(max_batch_tokens: usize, max_queue_tokens: usize) -> Queue {
-        let limits =
-            Limits { max_batch_tokens, max_queue_tokens, max_queue_requests: 100, prefix_cache_bytes: 0 };
-        Queue::new(limits, Metrics::new().unwrap())
-    }
-
-    fn job(lengths: &[usize], priority: i32) -> (Job, oneshot::Receiver<JobResult>) {
-        let (reply, answer) = oneshot::channel();
-        let trajectories = lengths.iter().enumerate().map(|(i, length)| Trajectory {
-            prompt_ids: vec![i as u32].into(),
-            response_ids: vec![7; *length - 1].into(),
+            job.is_over()
         });
-        (Job::new(trajectories.collect(), priority, None, reply), answer)
-    }
-
-    #[test]
-    fn refuses_what_does_not_fit_and_takes_it_back_later() {
-        let queue = queue(100, 100);
-        let (first, _a) = job(&[60], 0);
-        let id = queue.push(first).unwrap();
-        let (second, _b) = job(&[60], 0);
-        assert_eq!(queue.push(second).err(), Some(Refused::Full));
-        assert!(matches!(queue.push(job(&[101], 0).0), Err(Refused::TooLarge { .. })));
-        queue.cancel(id);
-        let (third, _c) = job(&[60], 0);
-        queue.push(third).unwrap();
-        queue.close();
-        assert_eq!(queue.push(job(&[1], 0).0).err(), Some(Refused::Closed));
-        assert_eq!(queue.next_batch().unwrap().len(), 1);
-        assert!(queue.next_batch().is_none());
-    }
-
-    #[test]
-    fn a_higher_priority_goes_first_and_a_group_pays_for_its_prompt_once() {
-        let queue = queue(16, 1000);
-        let (low, _a) = job(&[10], 0);
-        queue.push(low).unwrap();
-        let (reply, _b) = oneshot::channel();
-        let prompt: Arc<[u32]> = vec![1; 8].into();
-        let group =
-            (0..4).map(|i| Trajectory { prompt_ids: prompt.clone(), response_ids: vec![i, i].into() });
-        queue.push(Job::new(group.collect(), 1, None, reply)).unwrap();
-        let batch = queue.next_batch().unwrap();
-        assert_eq!(batch.len(), 4, "8 + 4 x 2 tokens fit a budget of 16");
-        assert_eq!(batch[0].job.priority, 1);
-    }
-
-    proptest! {
-        /// Every accepted trajectory comes out exactly once, in batches within the budget.
-        #[test]
-        fn loses_and_repeats_nothing(jobs in prop::collection::vec(
-            (prop::collection::vec(1usize..40, 1..6), -1i32..2), 1..12), budget in 1usize..80)
-        {
-            let queue = queue(budget, 1 << 20);
-            let mut answers = Vec::new();
-            for (lengths, priority) in &jobs {
-                let (job, answer) = job(lengths, *priority);
-                queue.push(job).unwrap();
-                answers.push((lengths.len(), answer));
-            }
-            queue.close();
-            while let Some(batch) = queue.next_batch() {
-                let tokens: usize = batch.iter().map(|p| p.job.trajectories[p.index].len()).sum();
-                let shared: usize = batch.windows(2)
-                    .map(|w| common_prefix(&w[0].job.trajectories[w[0].index], &w[1].job.trajectories[w[1].index]))
-                    .sum();
-                prop_assert!(batch.len() == 1 || tokens - shared <= budget);
-                for part in &batch {
-                    part.job.complete(part.index, TokenScores::default(), 1);
-                    part.job.finish_batch(Duration::ZERO);
-                }
-            }
-            for (count, mut answer) in answers {
-                let output = answer.try_recv().unwrap().unwrap();
-                prop_assert_eq!((output.scores.len(), output.computed_tokens), (count, count));
-            }
+        for id in over.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.schedule.remove(id);
         }
     }
 }

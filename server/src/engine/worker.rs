@@ -1,50 +1,73 @@
-//! Runs batches, one after the other. A batch that fails or panics fails its own jobs; the worker lives on.
+//! Runs batches, one after the other. What makes a batch fail is found by halving it; the others are answered. A panic
+//! that is nobody's batch costs the worker its turn, not its life.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use qrm_model::{BatchScores, PrefixCache, RewardModel, Trajectory};
+use qrm_model::{BatchScores, ModelError, Trajectory};
 
-use super::job::{Job, JobError};
-use super::queue::{Part, Queue};
+use super::job::JobError;
+use super::queue::Queue;
+use super::schedule::Part;
 use crate::metrics::Metrics;
 
+/// Scores a batch, on the compute threads.
+pub(super) type Score = dyn Fn(&[Trajectory]) -> Result<BatchScores, ModelError> + Send;
+
 pub(super) struct Worker {
-    pub(super) queue: Arc<Queue>,
-    pub(super) model: Arc<RewardModel>,
-    pub(super) cache: PrefixCache,
-    pub(super) pool: rayon::ThreadPool,
-    pub(super) metrics: Metrics,
+    queue: Arc<Queue>,
+    score: Box<Score>,
+    metrics: Metrics,
+    /// What it has taken from the queue and not given back.
+    taken: Mutex<Vec<Trajectory>>,
 }
 
 impl Worker {
+    pub(super) fn new(queue: Arc<Queue>, score: Box<Score>, metrics: Metrics) -> Self {
+        Self { queue, score, metrics, taken: Mutex::default() }
+    }
+
     /// Until the queue is closed and empty.
     pub(super) fn run(self) {
-        while let Some(parts) = self.queue.next_batch() {
-            self.batch(&parts);
+        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            tracing::error!("the worker panicked and starts again");
+            self.metrics.worker_restarts.inc();
+            let taken = std::mem::take(&mut *self.taken());
+            self.fail(&taken, "a panic in the worker");
         }
         self.queue.stop();
     }
 
-    fn batch(&self, parts: &[Part]) {
-        let jobs = distinct(parts);
-        for job in &jobs {
-            if let Some(waited) = job.start() {
-                self.metrics.queue_seconds.observe(waited.as_secs_f64());
-            }
+    fn work(&self) {
+        while let Some(batch) = self.queue.next_batch() {
+            self.taken().clone_from(&batch);
+            self.batch(&batch);
+            self.taken().clear();
         }
-        let batch: Vec<Trajectory> = parts.iter().map(|p| p.job.trajectories[p.index].clone()).collect();
-        let before = self.cache.stats();
+    }
+
+    fn batch(&self, batch: &[Trajectory]) {
         let start = Instant::now();
-        let compute = || self.pool.install(|| self.model.score_cached(&batch, &self.cache));
-        let result = catch_unwind(AssertUnwindSafe(compute));
-        let time = start.elapsed();
-        let scores = match result {
-            Ok(Ok(scores)) => scores,
-            Ok(Err(error)) => return self.fail(&jobs, &error.to_string()),
-            Err(_) => return self.fail(&jobs, "a panic in the engine"),
+        let failed = match catch_unwind(AssertUnwindSafe(|| (self.score)(batch))) {
+            Ok(Ok(scores)) => return self.deliver(batch, scores, start.elapsed()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "a panic in the engine".into(),
         };
+        if let [one] = batch {
+            self.metrics.failed_trajectories.inc();
+            tracing::error!(tokens = one.len(), "a trajectory failed: {failed}");
+            return self.fail(batch, &failed);
+        }
+        tracing::warn!(trajectories = batch.len(), "a batch failed and is halved: {failed}");
+        self.metrics.failed_batches.inc();
+        let (first, second) = batch.split_at(batch.len() / 2);
+        self.batch(first);
+        self.batch(second);
+    }
+
+    fn deliver(&self, batch: &[Trajectory], scores: BatchScores, time: Duration) {
         let tokens: usize = batch.iter().map(Trajectory::len).sum();
         self.queue.drained(tokens, time);
         let computed: usize = scores.computed_tokens.iter().sum();
@@ -52,31 +75,28 @@ impl Worker {
         self.metrics.batch_tokens.observe(computed as f64);
         self.metrics.computed_tokens.inc_by(computed as u64);
         self.metrics.shared_tokens.inc_by((tokens - computed) as u64);
-        let cache = self.cache.stats();
-        self.metrics.prefix_cache_hits.inc_by(cache.hit_tokens - before.hit_tokens);
-        self.metrics.prefix_cache_evicted.inc_by(cache.evicted_tokens - before.evicted_tokens);
-        self.metrics.prefix_cache_bytes.set(cache.bytes as i64);
         let BatchScores { scores, computed_tokens } = scores;
-        for ((part, scores), computed) in parts.iter().zip(scores).zip(computed_tokens) {
-            part.job.complete(part.index, scores, computed);
+        let mut jobs = HashMap::new();
+        for ((trajectory, scores), computed) in batch.iter().zip(scores).zip(computed_tokens) {
+            let holders = self.queue.finish(trajectory);
+            for (i, Part { job, index }) in holders.into_iter().enumerate() {
+                // The others have it for nothing.
+                job.complete(index, scores.clone(), if i == 0 { computed } else { 0 });
+                jobs.insert(Arc::as_ptr(&job), job);
+            }
         }
-        for job in jobs {
+        for job in jobs.into_values() {
             job.finish_batch(time);
         }
     }
 
-    fn fail(&self, jobs: &[Arc<Job>], message: &str) {
-        tracing::error!(requests = jobs.len(), "batch failed: {message}");
-        self.metrics.failed_batches.inc();
-        for job in jobs {
-            job.fail(JobError::Failed(message.to_owned()));
+    fn fail(&self, batch: &[Trajectory], message: &str) {
+        for part in batch.iter().flat_map(|trajectory| self.queue.finish(trajectory)) {
+            part.job.fail(JobError::Failed(message.to_owned()));
         }
     }
-}
 
-/// The jobs of a batch, each once; parts of one job stand together.
-fn distinct(parts: &[Part]) -> Vec<Arc<Job>> {
-    let mut jobs: Vec<Arc<Job>> = parts.iter().map(|p| p.job.clone()).collect();
-    jobs.dedup_by(|a, b| Arc::ptr_eq(a, b));
-    jobs
+    fn taken(&self) -> std::sync::MutexGuard<'_, Vec<Trajectory>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -59,6 +59,7 @@ impl Pending {
         RewardsResponse {
             object: "list",
             model: model_name.to_owned(),
+            model_version: model.version().to_owned(),
             reward: reward.as_str(),
             data,
             stats: WireStats { count: stats.count, mean: stats.mean, std: stats.std },

@@ -21,12 +21,8 @@ pub(crate) use trajectories::Prepared;
 pub(crate) fn prepare(
     request: RewardsRequest,
     model: &RewardModel,
-    model_name: &str,
     max_inputs: usize,
 ) -> Result<Prepared, Invalid> {
-    if let Some(name) = request.model.as_deref().filter(|name| *name != model_name) {
-        return Err(Invalid::not_found(format!("the model {name:?} is not served here")));
-    }
     let options = Options::read(&request, model)?;
     trajectories::prepare(request.inputs, options, model, max_inputs)
 }

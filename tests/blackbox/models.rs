@@ -1,0 +1,123 @@
+//! Several models, and new weights under load.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use qrm_tests::{Client, Rng, Server, fixture};
+use serde_json::{Value, json};
+
+/// Makes `to` a copy of a fixture, as a trainer that has written its next checkpoint would.
+fn write(name: &str, to: &Path) {
+    for entry in std::fs::read_dir(fixture(name)).expect("a fixture") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
+}
+
+fn version(client: &Client) -> String {
+    client.get("/info").ok()["model_version"].as_str().expect("a version").to_owned()
+}
+
+fn rewards(client: &Client, request: &Value) -> (Value, Value) {
+    let answer = client.rewards(request).ok();
+    (answer["model_version"].clone(), answer["data"][0]["rewards"].clone())
+}
+
+#[test]
+fn requests_go_to_the_model_they_name() {
+    let models = [format!("small={}", fixture("qwen2")), fixture("llama-tied")];
+    let server = Server::start(&models[0], &["--model", &models[1]]);
+    let client = server.client();
+    let names = client.get("/v1/models").ok();
+    assert_eq!((&names["data"][0]["id"], &names["data"][1]["id"]), (&json!("small"), &json!("llama-tied")));
+    let mut request = Rng::new(1).request(3);
+    let unnamed = client.rewards(&request).ok();
+    for (name, alone) in [("small", "qwen2"), ("llama-tied", "llama-tied")] {
+        request["model"] = json!(name);
+        let answer = client.rewards(&request).ok();
+        assert_eq!(answer["model"], name);
+        assert_eq!(answer["data"] == unnamed["data"], name == "small");
+        let alone = Server::start(&fixture(alone), &[]);
+        request["model"] = json!(null);
+        assert_eq!(alone.client().rewards(&request).ok()["data"], answer["data"]);
+        let tokens = client.post("/tokenize", &json!({"model": name, "prompt": "Say 3"})).ok();
+        assert!(tokens["count"].as_u64() > Some(0));
+    }
+    request["model"] = json!("other");
+    assert_eq!(client.rewards(&request).refused(404).0, "model_not_found");
+    server.assert_quiet();
+}
+
+#[test]
+fn new_weights_are_swapped_in_and_bad_ones_are_not() {
+    let work = tempfile::tempdir().expect("a directory");
+    write("qwen2", work.path());
+    let path = work.path().to_str().expect("UTF-8");
+    let server = Server::start(path, &["--admin-key", "secret"]);
+    let (client, admin) = (server.client(), server.client().with_key("secret"));
+    let request = Rng::new(2).request(1);
+    let (old, old_rewards) = rewards(&client, &request);
+    assert_eq!(old, version(&client));
+
+    // Nobody else may, and nothing changes while nothing new is there.
+    for other in [client.clone(), client.with_key("secreT")] {
+        assert_eq!(other.post("/admin/reload", &json!({})).refused(403).0, "not_admin");
+    }
+    let same = admin.post("/admin/reload", &json!({})).ok();
+    assert_eq!((&same["model_version"], &same["previous_version"]), (&old, &old));
+    assert_eq!(rewards(&client, &request), (old.clone(), old_rewards.clone()));
+
+    // A checkpoint that was cut off, one that is not there, one with nothing in it.
+    let whole = std::fs::read(work.path().join("model.safetensors")).expect("weights");
+    std::fs::write(work.path().join("model.safetensors"), &whole[..whole.len() / 2]).expect("written");
+    for body in [json!({}), json!({"source": "/nowhere/at/all"}), json!({"source": fixture("")})] {
+        assert_eq!(admin.post("/admin/reload", &body).refused(422).0, "checkpoint_refused");
+        assert_eq!(rewards(&client, &request), (old.clone(), old_rewards.clone()));
+    }
+    assert_eq!(admin.post("/admin/reload", &json!({"model": "other"})).refused(404).0, "model_not_found");
+
+    // New ones, by the route and by signal.
+    write("qwen2-peaked", work.path());
+    let new = admin.post("/admin/reload", &json!({})).ok();
+    assert_ne!(new["model_version"], old);
+    let fresh = Server::start(&fixture("qwen2-peaked"), &[]);
+    let peaked = rewards(&fresh.client(), &request);
+    assert_eq!(rewards(&client, &request).1, peaked.1);
+    write("qwen2", work.path());
+    server.signal("HUP");
+    let start = Instant::now();
+    while json!(version(&client)) != old {
+        assert!(start.elapsed() < Duration::from_secs(30), "SIGHUP did nothing");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(rewards(&client, &request), (old, old_rewards));
+    server.assert_quiet();
+}
+
+#[test]
+fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
+    let work = tempfile::tempdir().expect("a directory");
+    write("qwen2", work.path());
+    let server = Server::start(work.path().to_str().expect("UTF-8"), &["--admin-key", "k", "--threads", "1"]);
+    let client = server.client();
+    let mut rng = Rng::new(3);
+    let bulk = json!({"inputs": (0..200).map(|_| rng.input(60, 300)).collect::<Vec<_>>()});
+    let quiet = Server::start(&fixture("qwen2"), &[]).client().rewards(&bulk).ok();
+    let old = version(&client);
+    std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| client.rewards(&bulk).ok());
+        while client.metric("qrm_queue_requests") < 1.0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        write("qwen2-peaked", work.path());
+        client.with_key("k").post("/admin/reload", &json!({})).ok();
+        assert!(!accepted.is_finished(), "the bulk request was too quick for this test");
+        assert_ne!(version(&client), old);
+        assert_ne!(client.rewards(&Rng::new(4).request(2)).ok()["model_version"], old);
+        let accepted = accepted.join().expect("answered");
+        assert_eq!(accepted["model_version"], old);
+        assert_eq!(accepted["data"], quiet["data"]);
+    });
+    assert_eq!(client.metric("qrm_queue_tokens"), 0.0);
+    server.assert_quiet();
+}
