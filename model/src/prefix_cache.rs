@@ -92,6 +92,13 @@ fn keys(prompt_ids: &[u32]) -> Vec<Key> {
     blocks.iter().map(key).collect()
 }
 
+/// Names a whole prompt, alike on every machine: for those who send work to where its prompt is cached.
+pub fn prompt_key(prompt_ids: &[u32]) -> u64 {
+    let mut hash = Sha256::new();
+    prompt_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    hash.finalize().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
+}
+
 impl PrefixCache {
     /// Holds at most `bytes` of keys and values of `model`.
     pub fn new(model: &RewardModel, bytes: usize) -> Self {

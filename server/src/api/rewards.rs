@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use qrm_model::Trajectory;
+use qrm_model::prefix_cache::prompt_key;
 use qrm_proto::RewardsRequest;
 
 use super::App;
@@ -19,6 +22,7 @@ use crate::request::prepare;
 pub(crate) async fn rewards(
     State(app): State<Arc<App>>,
     Extension(Client(client)): Extension<Client>,
+    headers: HeaderMap,
     JsonBody(request): JsonBody<RewardsRequest>,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
@@ -38,6 +42,7 @@ pub(crate) async fn rewards(
     app.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
 
     let (trajectories, pending) = prepared.split();
+    let prefix = headers.get(PREFIX).cloned().unwrap_or_else(|| prefix_key(&trajectories));
     let ticket = loaded.engine.submit(trajectories, Terms { client, priority, deadline });
     drop(expected);
     let ticket = ticket.map_err(|refused| ApiError::refused(refused, &loaded.engine, app.overload_status))?;
@@ -48,5 +53,14 @@ pub(crate) async fn rewards(
             .map_err(|_| ApiError::deadline())?,
     }?;
     let answer = pending.answer(output, &loaded.model, &loaded.name, tokenize);
-    Ok(Json(answer).into_response())
+    Ok(([(PREFIX, prefix)], Json(answer)).into_response())
+}
+
+/// Names the prompt: a load balancer that hashes it sends what shares a prompt to the server that has it in its cache. Given
+/// by the client, else made from the first prompt; in every answer.
+const PREFIX: HeaderName = HeaderName::from_static("x-qrm-prefix");
+
+fn prefix_key(trajectories: &[Trajectory]) -> HeaderValue {
+    let key = trajectories.first().map_or(0, |t| prompt_key(&t.prompt_ids));
+    HeaderValue::try_from(format!("{key:016x}")).unwrap_or(HeaderValue::from_static("0"))
 }

@@ -7,6 +7,8 @@
 
 mod budget;
 mod cost;
+#[cfg(test)]
+mod interleavings;
 pub(crate) mod job;
 pub(crate) mod queue;
 mod schedule;

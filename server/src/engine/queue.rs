@@ -143,7 +143,6 @@ impl Queue {
         let mut state = self.state();
         let mut waited = Duration::ZERO;
         loop {
-            state.drop_over();
             let is_expected = self.preparing.load(Ordering::Acquire) > 0 && !state.closed;
             let is_little = (state.schedule.tokens() as f64) < LITTLE * self.budget;
             if is_little && is_expected && state.schedule.len() > 0 && waited < LONGEST_WAIT {
@@ -167,7 +166,17 @@ impl Queue {
         }
     }
 
+    /// The next batch of what waits now, perhaps none.
+    #[cfg(test)]
+    pub(super) fn try_next_batch(&self) -> Vec<Trajectory> {
+        let mut state = self.state();
+        let batch = self.take(&mut state);
+        self.publish(&mut state);
+        batch
+    }
+
     fn take(&self, state: &mut State) -> Vec<Trajectory> {
+        state.drop_over();
         let mut batch = Vec::new();
         for part in state.schedule.take(&self.cost, self.budget) {
             if self.join(state, &part) {
@@ -184,6 +193,13 @@ impl Queue {
     /// A trajectory of a batch is done: who waits for it.
     pub(crate) fn finish(&self, trajectory: &Trajectory) -> Vec<Part> {
         self.state().running.remove(trajectory).unwrap_or_default()
+    }
+
+    /// Whether nothing waits and nothing runs.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.schedule.len() == 0 && state.schedule.tokens() == 0 && state.running.is_empty()
     }
 
     /// No more work; what waits is still served.

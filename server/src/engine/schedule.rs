@@ -72,25 +72,30 @@ struct Turn {
 /// Ordered by tokens.
 #[derive(Clone)]
 struct Sequence {
-    part: Part,
+    trajectory: Trajectory,
+    /// Its job, and which of the job's it is.
     id: u64,
+    index: usize,
 }
 
 impl Sequence {
+    fn new(job: &Job, id: u64, index: usize) -> Self {
+        Self { trajectory: job.trajectories[index].clone(), id, index }
+    }
+
     fn tokens(&self) -> impl Iterator<Item = &u32> {
-        let t = self.part.trajectory();
-        t.prompt_ids.iter().chain(t.response_ids.iter())
+        self.trajectory.prompt_ids.iter().chain(self.trajectory.response_ids.iter())
     }
 }
 
 impl Ord for Sequence {
     fn cmp(&self, other: &Self) -> Ordering {
-        let (a, b) = (self.part.trajectory(), other.part.trajectory());
+        let (a, b) = (&self.trajectory, &other.trajectory);
         let tokens = match Arc::ptr_eq(&a.prompt_ids, &b.prompt_ids) {
             true => a.response_ids.cmp(&b.response_ids),
             false => self.tokens().cmp(other.tokens()),
         };
-        tokens.then_with(|| (self.id, self.part.index).cmp(&(other.id, other.part.index)))
+        tokens.then_with(|| (self.id, self.index).cmp(&(other.id, other.index)))
     }
 }
 
@@ -134,9 +139,8 @@ impl Schedule {
             id,
         };
         for index in (0..skip.len()).filter(|i| !skip[*i]) {
-            let part = Part { job: job.clone(), index };
-            self.tokens += part.trajectory().len();
-            self.by_tokens.insert(Sequence { part, id });
+            self.tokens += job.trajectories[index].len();
+            self.by_tokens.insert(Sequence::new(&job, id, index));
         }
         let now = self.now;
         let client = self
@@ -153,7 +157,7 @@ impl Schedule {
         let job = waiting.job.clone();
         let waiting: Vec<usize> = (0..waiting.taken.len()).filter(|i| !waiting.taken[*i]).collect();
         for index in waiting {
-            self.remove_part(&Sequence { part: Part { job: job.clone(), index }, id });
+            self.remove_part(&Sequence::new(&job, id, index));
         }
     }
 
@@ -178,21 +182,23 @@ impl Schedule {
         let (mut parts, mut spent) = (Vec::new(), 0.0);
         let mut batch = BTreeSet::new();
         while let Some(lead) = self.lead() {
-            self.now = self.now.max(self.clients.get(&lead.part.job.client).map_or(0.0, |c| c.served));
+            self.now = self.now.max(self.client(&lead).map_or(0.0, |client| client.served));
+            let priority = self.jobs.get(&lead.id).map(|waiting| waiting.job.priority);
             let mut next = Some(lead.clone());
             while let Some(sequence) = next {
-                let t = sequence.part.trajectory();
+                let t = &sequence.trajectory;
                 let same = nearest(&batch, &sequence).map_or(0, |(_, same)| same);
                 let price = cost.of(same, t.len(), t.response_ids.len());
                 if !parts.is_empty() && spent + price > budget {
                     return parts;
                 }
                 spent += price;
-                self.charge(&sequence, price);
-                self.remove_part(&sequence);
-                parts.push(sequence.part.clone());
+                if let Some(client) = self.client(&sequence) {
+                    client.served += price;
+                }
+                parts.extend(self.remove_part(&sequence));
                 batch.insert(sequence);
-                next = self.companion(&lead);
+                next = self.companion(&lead, priority);
             }
         }
         parts
@@ -210,29 +216,30 @@ impl Schedule {
         let id = turn?.0.id;
         let waiting = self.jobs.get(&id)?;
         let index = (waiting.next..waiting.taken.len()).find(|i| !waiting.taken[*i])?;
-        Some(Sequence { part: Part { job: waiting.job.clone(), index }, id })
+        Some(Sequence::new(&waiting.job, id, index))
     }
 
     /// What begins like `lead` and is no less urgent: a quarter of it at least is then computed once instead of twice.
-    fn companion(&self, lead: &Sequence) -> Option<Sequence> {
+    fn companion(&self, lead: &Sequence, lead_priority: Option<i32>) -> Option<Sequence> {
         let (nearest, same) = nearest(&self.by_tokens, lead)?;
-        let is_worth_it = 4 * same >= nearest.part.trajectory().len();
-        (is_worth_it && nearest.part.job.priority >= lead.part.job.priority).then(|| nearest.clone())
+        let is_worth_it = 4 * same >= nearest.trajectory.len();
+        let priority = |sequence: &Sequence| self.jobs.get(&sequence.id).map(|w| w.job.priority);
+        (is_worth_it && priority(nearest) >= lead_priority).then(|| nearest.clone())
     }
 
-    fn charge(&mut self, sequence: &Sequence, price: f64) {
-        if let Some(client) = self.clients.get_mut(&sequence.part.job.client) {
-            client.served += price;
-        }
+    /// Whose it is, while any of its job waits.
+    fn client(&mut self, sequence: &Sequence) -> Option<&mut Client> {
+        self.clients.get_mut(&self.jobs.get(&sequence.id)?.job.client)
     }
 
-    fn remove_part(&mut self, sequence: &Sequence) {
+    fn remove_part(&mut self, sequence: &Sequence) -> Option<Part> {
         if !self.by_tokens.remove(sequence) {
-            return;
+            return None;
         }
-        self.tokens -= sequence.part.trajectory().len();
-        let Some(waiting) = self.jobs.get_mut(&sequence.id) else { return };
-        waiting.taken[sequence.part.index] = true;
+        self.tokens -= sequence.trajectory.len();
+        let waiting = self.jobs.get_mut(&sequence.id)?;
+        let part = Part { job: waiting.job.clone(), index: sequence.index };
+        waiting.taken[sequence.index] = true;
         while waiting.taken.get(waiting.next).is_some_and(|taken| *taken) {
             waiting.next += 1;
         }
@@ -247,5 +254,6 @@ impl Schedule {
                 }
             }
         }
+        Some(part)
     }
 }

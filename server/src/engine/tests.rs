@@ -21,15 +21,15 @@ use crate::metrics::Metrics;
 const COST: Cost = Cost { per_pair: 0.01, per_row: 0.5 };
 const TOKENS: Cost = Cost { per_pair: 0.0, per_row: 0.0 };
 
-fn trajectory(prompt: &[u32], response: &[u32]) -> Trajectory {
+pub(super) fn trajectory(prompt: &[u32], response: &[u32]) -> Trajectory {
     Trajectory { prompt_ids: prompt.into(), response_ids: response.into() }
 }
 
-fn terms(client: &str, priority: i32) -> Terms {
+pub(super) fn terms(client: &str, priority: i32) -> Terms {
     Terms { client: client.into(), priority, deadline: None }
 }
 
-fn job(trajectories: Vec<Trajectory>, terms: Terms) -> (Job, oneshot::Receiver<JobResult>) {
+pub(super) fn job(trajectories: Vec<Trajectory>, terms: Terms) -> (Job, oneshot::Receiver<JobResult>) {
     let (reply, answer) = oneshot::channel();
     (Job::new(trajectories, terms, reply), answer)
 }
@@ -39,7 +39,7 @@ fn unshared(seed: u32, n: u32, tokens: usize) -> Vec<Trajectory> {
     (0..n).map(|i| trajectory(&[seed, i], &vec![7; tokens - 2])).collect()
 }
 
-fn queue(budget: f64, max_queue_tokens: usize) -> Arc<Queue> {
+pub(super) fn queue(budget: f64, max_queue_tokens: usize) -> Arc<Queue> {
     let limits = Limits {
         max_batch_tokens: None,
         max_queue_tokens,
