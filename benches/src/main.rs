@@ -1,11 +1,11 @@
 //! Measurements of the product's own parts. Each prints its rate, and GFLOP/s beside the machine's own multiply rate.
 //!
-//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|http …`
+//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load …`
 #![forbid(unsafe_code)]
 
 mod attention;
 mod decoder;
-mod http;
+mod load;
 mod machine;
 mod noise;
 mod token_reward;
@@ -26,8 +26,8 @@ enum Bench {
     Attention(attention::Args),
     /// A whole checkpoint, scored in process.
     Decoder(decoder::Args),
-    /// A running server under a closed-loop client.
-    Http(http::Args),
+    /// A running server under load.
+    Load(load::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,6 +35,6 @@ fn main() -> anyhow::Result<()> {
         Bench::TokenReward(args) => token_reward::run(&args),
         Bench::Attention(args) => attention::run(&args),
         Bench::Decoder(args) => decoder::run(&args),
-        Bench::Http(args) => http::run(&args),
+        Bench::Load(args) => load::run(&args),
     }
 }

@@ -1,0 +1,95 @@
+//! What came of it.
+
+use super::work::Shape;
+
+/// One request's end.
+pub(super) struct Outcome {
+    /// None: no answer came.
+    pub(super) status: Option<u16>,
+    pub(super) tokens: usize,
+    /// Seconds.
+    pub(super) latency: f64,
+    /// Seconds from the start of the run.
+    pub(super) done: f64,
+}
+
+/// The server's counters at a moment.
+pub(super) struct Snapshot {
+    batches: f64,
+    batch_tokens: f64,
+    shared: f64,
+    hits: f64,
+    joined: f64,
+}
+
+impl Snapshot {
+    pub(super) fn take(url: &str) -> anyhow::Result<Self> {
+        let text = ureq::get(format!("{url}/metrics")).call()?.body_mut().read_to_string()?;
+        // One that an older server does not have is 0.
+        let metric = |name: &str| {
+            text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(0.0)
+        };
+        Ok(Self {
+            batches: metric("qrm_batch_tokens_count"),
+            batch_tokens: metric("qrm_batch_tokens_sum"),
+            shared: metric("qrm_shared_tokens_total"),
+            hits: metric("qrm_prefix_cache_hit_tokens_total"),
+            joined: metric("qrm_joined_tokens_total"),
+        })
+    }
+}
+
+pub(super) fn print(
+    shapes: &[Shape],
+    outcomes: &[Vec<Outcome>],
+    seconds: f64,
+    before: &Snapshot,
+    after: &Snapshot,
+    budget: Option<f64>,
+) {
+    // Clients are compared while all of them have work.
+    let last = |o: &Vec<Outcome>| o.iter().map(|o| o.done).fold(0.0, f64::max);
+    let common = outcomes.iter().map(last).fold(f64::INFINITY, f64::min);
+    let mut rates = Vec::new();
+    for (shape, outcomes) in shapes.iter().zip(outcomes) {
+        let ok: Vec<&Outcome> = outcomes.iter().filter(|o| o.status == Some(200)).collect();
+        let refused = outcomes.iter().filter(|o| matches!(o.status, Some(429 | 503))).count();
+        let mut latencies: Vec<f64> = ok.iter().map(|o| o.latency).collect();
+        latencies.sort_by(f64::total_cmp);
+        let quantile = |q: f64| {
+            latencies
+                .get((latencies.len().saturating_sub(1) as f64 * q) as usize)
+                .map_or(f64::NAN, |s| s * 1e3)
+        };
+        let tokens =
+            |until: f64| ok.iter().filter(|o| o.done <= until).map(|o| o.tokens).sum::<usize>() as f64;
+        rates.push(tokens(common) / common);
+        println!(
+            "{shape:?}: {} answered, {refused} refused, {} failed, {:.0} tokens/s, latency ms p50 {:.1} p95 {:.1} p99 {:.1}",
+            ok.len(),
+            outcomes.len() - ok.len() - refused,
+            tokens(f64::INFINITY) / seconds,
+            quantile(0.5),
+            quantile(0.95),
+            quantile(0.99),
+        );
+    }
+    let batches = after.batches - before.batches;
+    let fill = (after.batch_tokens - before.batch_tokens) / batches.max(1.0);
+    print!("{seconds:.2} s, {batches:.0} batches of {fill:.0} computed tokens");
+    if let Some(budget) = budget {
+        print!(" ({:.0} % of the budget)", 100.0 * fill / budget);
+    }
+    print!(
+        ", {:.0} tokens shared, {:.0} of them from the prefix cache, {:.0} joined",
+        after.shared - before.shared,
+        after.hits - before.hits,
+        after.joined - before.joined
+    );
+    if rates.len() > 1 {
+        // Jain, Chiu and Hawe, 1984: 1 = equal shares, 1/n = one has all.
+        let squares: f64 = rates.iter().map(|r| r * r).sum();
+        print!(", fairness {:.3}", rates.iter().sum::<f64>().powi(2) / (rates.len() as f64 * squares));
+    }
+    println!();
+}
