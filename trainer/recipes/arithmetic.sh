@@ -30,15 +30,12 @@ rows answers data --rows answers --count 200000 --seed 1
 rows answers-validation data --rows answers --split validation --count 400 --seed 1
 
 sft=(sft --train "$dir/answers.jsonl" --eval "$dir/answers-validation.jsonl" --batch 32 --eval-every 400)
-train beginner "${sft[@]}" --model "$dir/start" --steps 2400 --lr 1.5e-3
-train policy "${sft[@]}" --model "$dir/beginner/model" --steps 800 --lr 1e-3 --warmup 0.03 --seed 1
-train backbone "${sft[@]}" --model "$dir/policy/model" --steps 3600 --lr 1.5e-3 --warmup 0.03 --seed 2
+train policy "${sft[@]}" --model "$dir/start" --steps 2400 --lr 1.5e-3
+train backbone "${sft[@]}" --model "$dir/policy/model" --steps 3600 --lr 1.5e-3 --warmup 0.03 --seed 1
 
 # What the policy gets wrong: sampled, and with all its confidence (greedy); and slips of known kinds.
 policy=(sample --model "$dir/policy/model")
-rows pairs-1 "${policy[@]}" --problems 8000 --samples 8 --pairs 4
-rows pairs-2 "${policy[@]}" --problems 12000 --samples 8 --pairs 4 --seed 2
-cat "$dir/pairs-1.jsonl" "$dir/pairs-2.jsonl" > "$dir/pairs.jsonl"
+rows pairs "${policy[@]}" --problems 16000 --samples 8 --pairs 4 --worked
 rows validation "${policy[@]}" --split validation --problems 600 --pairs 1
 rows test-sampled "${policy[@]}" --split test --problems 1500 --pairs 1
 rows test-greedy "${policy[@]}" --split test --problems 3000 --samples 1 --temperature 0 --worked --seed 1
@@ -46,7 +43,7 @@ rows test-slips data --rows slips --split test --count 1000
 
 # Pairs differ in a few tokens of about forty, so their mean logits differ by tenths: β is larger than for long answers.
 train qrm qrm --model "$dir/backbone/model" --train "$dir/pairs.jsonl" --eval "$dir/validation.jsonl" --best \
-  --batch 32 --steps 895 --lr 1.5e-4 --eval-every 100 --beta 10 --gamma 1 --sft-weight 1 --store f16
+  --batch 32 --steps 1100 --lr 1e-4 --eval-every 100 --beta 10 --gamma 1 --sft-weight 5 --store f16
 for set in sampled greedy slips; do
   for model in backbone qrm; do
     echo "$model, $set:"

@@ -30,6 +30,7 @@ fn worked_answers_are_right_to_the_last_byte() {
         let answer = worked::answer(&problem, &mut rng);
         assert_eq!(verify(&problem, &answer), Verdict::Right, "{answer}");
         assert_eq!(final_answer(&answer), Some(problem.result()));
+        assert_eq!(verify(&problem, &worked::plain(&problem)), Verdict::Right);
         // Every equation holds as it is written.
         for line in equations(&answer) {
             let n: Vec<i64> =

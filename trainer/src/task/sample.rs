@@ -174,7 +174,11 @@ impl Answers {
                 self.right.iter().chain(&self.wrong).map(|answer| rows::steps(problem, answer)).collect()
             }
             SampledRows::Pairs => {
-                let worked = (args.worked && self.right.is_empty()).then(|| worked::answer(problem, rng));
+                // As the policy writes: a pair must not be told by its style.
+                let worked = (args.worked && self.right.is_empty()).then(|| match args.temperature > 0.0 {
+                    true => worked::answer(problem, rng),
+                    false => worked::plain(problem),
+                });
                 let wrong = self.wrong.iter().take(args.pairs);
                 let pairs = wrong.filter_map(|wrong| {
                     let right = self.right.iter().chain(&worked);

@@ -7,7 +7,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::problem::{Operator, Problem};
+use super::problem::{Operator, Problem, Step};
 use super::story::LEADS;
 
 /// How often a step is any that could come next, and not the one that comes first in the story.
@@ -25,6 +25,15 @@ pub fn answer(problem: &Problem, rng: &mut StdRng) -> String {
         text += &line(step.left.value(&results), step.operator, step.right.value(&results), results[i], rng);
     }
     text + &conclusion(problem.result())
+}
+
+/// The right answer in the fewest words: what a policy writes that never does what is unlikely.
+pub fn plain(problem: &Problem) -> String {
+    let results = problem.results();
+    let equation = |(step, result): (&Step, &i64)| {
+        equation(step.left.value(&results), step.operator, step.right.value(&results), *result)
+    };
+    problem.steps.iter().zip(&results).map(equation).collect::<String>() + &conclusion(problem.result())
 }
 
 /// The steps, each after those that it needs; the last one comes last.
