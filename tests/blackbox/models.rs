@@ -101,7 +101,7 @@ fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
     let server = Server::start(work.path().to_str().expect("UTF-8"), &["--admin-key", "k", "--threads", "1"]);
     let client = server.client();
     let mut rng = Rng::new(3);
-    let bulk = json!({"inputs": (0..200).map(|_| rng.input(60, 300)).collect::<Vec<_>>()});
+    let bulk = json!({"inputs": (0..300).map(|_| rng.input(60, 300)).collect::<Vec<_>>()});
     let quiet = Server::start(&fixture("qwen2"), &[]).client().rewards(&bulk).ok();
     let old = version(&client);
     std::thread::scope(|scope| {
