@@ -98,7 +98,9 @@ async fn reload_on_hangup(app: &Arc<App>) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     while hangups.recv().await.is_some() {
         let app = app.clone();
-        tokio::task::spawn_blocking(move || app.models.iter().for_each(reload)).await?;
+        if tokio::task::spawn_blocking(move || app.models.iter().for_each(reload)).await.is_err() {
+            tracing::error!("the reload panicked; what was served before still is");
+        }
     }
     Ok(())
 }

@@ -16,11 +16,11 @@ mod schedule;
 mod tests;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use qrm_model::{PrefixCache, RewardModel, Trajectory};
+use qrm_model::{PrefixCache, PrefixCacheStats, RewardModel, Trajectory};
 use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
@@ -51,6 +51,9 @@ pub(crate) struct Engine {
     queue: Arc<Queue>,
     workers: Vec<JoinHandle<()>>,
     budget: f64,
+    /// What the metrics show of the prefix cache.
+    counted: Arc<Mutex<PrefixCacheStats>>,
+    metrics: Metrics,
 }
 
 /// Who a job is for, and how urgent it is.
@@ -84,13 +87,14 @@ impl Engine {
         };
         let queue = Arc::new(Queue::new(limits, cost, budget, metrics.clone()));
         let cache = Arc::new(PrefixCache::new(&model, limits.prefix_cache_bytes));
+        let counted = Arc::new(Mutex::new(cache.stats()));
         let workers = pools.into_iter().enumerate().map(|(i, pool)| {
-            let score = score(model.clone(), cache.clone(), pool, metrics.clone());
+            let score = score(model.clone(), cache.clone(), counted.clone(), pool, metrics.clone());
             let worker = Worker::new(queue.clone(), score, metrics.clone());
             std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker.run())
         });
         let workers = workers.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { queue, workers, budget })
+        Ok(Self { queue, workers, budget, counted, metrics })
     }
 
     /// Says that a request is being read; a batch that is nearly empty waits a moment for it.
@@ -137,6 +141,8 @@ impl Drop for Engine {
         for worker in self.workers.drain(..) {
             let _ = worker.join(); // a worker that panicked has nothing left to say
         }
+        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.prefix_cache_bytes.sub(counted.bytes as i64);
     }
 }
 
@@ -144,16 +150,19 @@ impl Drop for Engine {
 fn score(
     model: Arc<RewardModel>,
     cache: Arc<PrefixCache>,
+    counted: Arc<Mutex<PrefixCacheStats>>,
     pool: rayon::ThreadPool,
     metrics: Metrics,
 ) -> Box<Score> {
     Box::new(move |batch| {
-        let before = cache.stats();
         let scores = pool.install(|| model.score_cached(batch, &cache));
+        // The workers share the cache: what one has counted the others must not.
+        let mut before = counted.lock().unwrap_or_else(PoisonError::into_inner);
         let after = cache.stats();
         metrics.prefix_cache_hits.inc_by(after.hit_tokens - before.hit_tokens);
         metrics.prefix_cache_evicted.inc_by(after.evicted_tokens - before.evicted_tokens);
-        metrics.prefix_cache_bytes.set(after.bytes as i64);
+        metrics.prefix_cache_bytes.add(after.bytes as i64 - before.bytes as i64);
+        *before = after;
         scores
     })
 }

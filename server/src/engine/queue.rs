@@ -158,7 +158,10 @@ impl Queue {
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if state.closed && state.schedule.len() == 0 {
+            if state.schedule.len() > 0 {
+                continue; // all that was taken runs already, elsewhere
+            }
+            if state.closed {
                 return None;
             }
             // A deadline that passes while its job waits is the job's own timer's affair; nothing here must wake for it.
