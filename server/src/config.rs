@@ -94,6 +94,9 @@ pub(crate) struct ServeArgs {
     /// Bytes of a request's body.
     #[arg(long, env = "QRM_MAX_BODY_BYTES", default_value_t = 256 << 20)]
     pub(crate) max_body_bytes: usize,
+    /// Bytes of the bodies of all requests that are not yet answered.
+    #[arg(long, env = "QRM_MAX_REQUEST_BYTES", default_value_t = 1 << 30)]
+    pub(crate) max_request_bytes: usize,
     /// Tokens that may wait. The default holds a rollout of 4 096 trajectories of 2 048 tokens twice.
     #[arg(long, env = "QRM_MAX_QUEUE_TOKENS", default_value_t = 16 << 20)]
     pub(crate) max_queue_tokens: usize,
@@ -106,6 +109,13 @@ pub(crate) struct ServeArgs {
     /// Deadline of requests that name none, milliseconds; 0 = none.
     #[arg(long, env = "QRM_DEFAULT_TIMEOUT_MS", default_value_t = 0)]
     pub(crate) default_timeout_ms: u64,
+    /// Seconds that a connection without a request is kept.
+    #[arg(long, env = "QRM_IDLE_TIMEOUT", default_value = "300", value_parser = seconds)]
+    pub(crate) idle_timeout: Duration,
+    /// Seconds that a client may take to send its body, and pause in taking its answer. A long body has as much more as it
+    /// needs at 16 KiB/s.
+    #[arg(long, env = "QRM_STALL_TIMEOUT", default_value = "30", value_parser = seconds)]
+    pub(crate) stall_timeout: Duration,
     /// Seconds that accepted work may take after SIGTERM.
     #[arg(long, env = "QRM_DRAIN_TIMEOUT", default_value = "60", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,

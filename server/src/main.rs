@@ -5,7 +5,7 @@
 //! - [`config`]: flags and their environment twins.
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
-//! - [`api`]: the HTTP front.
+//! - [`api`]: the HTTP front. [`connections`]: what it is spoken over.
 //! - [`models`]: the models that are served, by name, and their reload. [`model`]: one checkpoint; a small one is built in.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
@@ -14,6 +14,7 @@
 
 mod api;
 mod config;
+mod connections;
 mod engine;
 mod metrics;
 mod model;

@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     /// `qrm_request_seconds{route}`
     pub(crate) request_seconds: HistogramVec,
+    /// `qrm_request_bytes`
+    pub(crate) request_bytes: IntGauge,
     /// `qrm_queue_requests`
     pub(crate) queue_requests: IntGauge,
     /// `qrm_queue_tokens`
@@ -84,6 +86,7 @@ impl Metrics {
         Ok(Self {
             requests,
             request_seconds,
+            request_bytes: gauge("qrm_request_bytes", "Bodies of requests that are not yet answered.")?,
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,
             queue_tokens: gauge("qrm_queue_tokens", "Tokens of trajectories not yet in a batch.")?,
             refused: counter("qrm_queue_refused_total", "Requests refused because the queue was full.")?,

@@ -1,6 +1,5 @@
 //! The serving process: load, listen, reload on SIGHUP, and on SIGTERM answer what was accepted.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +11,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::api::auth::Keys;
+use crate::api::intake::Intake;
 use crate::api::{App, router};
 use crate::config::ServeArgs;
+use crate::connections::{self, Patience};
 use crate::engine::Limits;
 use crate::metrics::Metrics;
 use crate::models::{Models, Served};
+
+/// Threads for what takes long: requests being read and answers written, and a reload beside them.
+const BLOCKING_THREADS: usize = 32;
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -30,18 +34,32 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         workers: args.engine.workers,
         threads: args.engine.threads,
     };
+    let intake = Intake::new(
+        args.max_request_bytes,
+        args.max_body_bytes,
+        args.stall_timeout,
+        metrics.request_bytes.clone(),
+    );
     let app = Arc::new(App {
         models: Models::load(&args.models()?, limits, &metrics)?,
         metrics,
         keys,
         limits,
         max_inputs: args.max_inputs,
-        max_body_bytes: args.max_body_bytes,
+        intake: Arc::new(intake),
         overload_status: StatusCode::from_u16(args.overload_status)?,
         default_timeout: (args.default_timeout_ms > 0)
             .then(|| Duration::from_millis(args.default_timeout_ms)),
     });
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(listen(app, &args))
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) => tracing::debug!(files, "descriptors"),
+        Err(error) => tracing::warn!("the limit of open files stays as it is: {error}"),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    runtime.block_on(listen(app, &args))
 }
 
 async fn listen(app: Arc<App>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
@@ -49,11 +67,10 @@ async fn listen(app: Arc<App>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let listener = listener.with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
     let address = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let service = router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async {
+    let patience = Patience { idle: args.idle_timeout, write: args.stall_timeout };
+    let server = tokio::spawn(connections::serve(listener, router(app.clone()), patience, async {
         let _ = stopped.await;
-    });
-    let server = tokio::spawn(server.into_future());
+    }));
 
     let warming = app.clone();
     tokio::task::spawn_blocking(move || warming.models.warm()).await??;

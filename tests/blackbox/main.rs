@@ -2,6 +2,7 @@
 
 mod bounds;
 mod built_in;
+mod connections;
 mod contract;
 mod errors;
 mod golden;

@@ -25,7 +25,7 @@ pub(crate) struct Reload {
 /// Answers once requests go to the new weights, 422 with the reason where they cannot be loaded: then nothing has changed.
 pub(crate) async fn reload(
     State(app): State<Arc<App>>,
-    JsonBody(request): JsonBody<Reload>,
+    JsonBody(request, _held): JsonBody<Reload>,
 ) -> Result<Json<Value>, ApiError> {
     let start = Instant::now();
     let reloaded = tokio::task::spawn_blocking(move || {

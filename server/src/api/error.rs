@@ -1,5 +1,7 @@
 //! Every refusal: status, code and shape declared together.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -40,6 +42,12 @@ impl ApiError {
     pub(crate) fn unauthorized() -> Self {
         let message = "a valid key is needed: Authorization: Bearer KEY";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
+    }
+
+    /// 408: the body comes too slowly.
+    pub(crate) fn too_slow() -> Self {
+        let message = "the body came too slowly";
+        Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
     }
 
     /// 413: the body is longer than `limit` bytes.
@@ -92,11 +100,14 @@ impl ApiError {
         match refused {
             Refused::Closed => Self::unavailable("draining", "the server is shutting down"),
             Refused::TooLarge { .. } => Invalid::too_large(refused.to_string(), "inputs").into(),
-            Refused::Full => Self {
-                retry_after: Some(engine.retry_after().as_secs()),
-                ..Self::new(overload_status, "overloaded_error", "queue_full", refused.to_string())
-            },
+            Refused::Full => Self::full(refused.to_string(), engine.retry_after(), overload_status),
         }
+    }
+
+    /// The operator's status for too much load, and when to come back.
+    pub(crate) fn full(message: impl Into<String>, retry_after: Duration, status: StatusCode) -> Self {
+        let retry_after = Some(retry_after.as_secs().max(1));
+        Self { retry_after, ..Self::new(status, "overloaded_error", "queue_full", message) }
     }
 }
 

@@ -1,28 +1,35 @@
-//! JSON bodies in: the media type, the size, the syntax and the shape each have their own error.
+//! JSON bodies in: the media type, the size, the pace, the syntax and the shape each have their own error.
 
 use std::sync::Arc;
 
-use axum::body::to_bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::App;
 use super::error::ApiError;
+use super::intake::{Held, Unread};
+use super::{App, off_thread};
 
-/// A body of type `T`.
-pub(crate) struct JsonBody<T>(pub(crate) T);
+/// A body of type `T`, and its share of what all requests may hold: to be kept until the answer is ready.
+pub(crate) struct JsonBody<T>(pub(crate) T, pub(crate) Held);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.max_body_bytes;
+        let limit = app.intake.most_each();
         check_head(request.headers(), limit)?;
-        let body = to_bytes(request.into_body(), limit).await.map_err(|_| ApiError::body_too_large(limit))?;
-        parse(&body).map(Self)
+        let body = app.intake.read(request.into_body()).await;
+        let (body, held) = body.map_err(|unread| match unread {
+            Unread::TooLarge => ApiError::body_too_large(limit),
+            Unread::Full => ApiError::full("too much is being read", app.retry_after(), app.overload_status),
+            Unread::Slow => ApiError::too_slow(),
+            Unread::Broken => ApiError::not_json("the body ended before its time"),
+        })?;
+        let value = off_thread::run(body.len(), move || parse(&body)).await??;
+        Ok(Self(value, held))
     }
 }
 

@@ -4,16 +4,19 @@
 //! - `tokenize`: `POST /tokenize`, `/detokenize`.
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
 //! - `admin`: `POST /admin/reload`.
-//! - [`error`]: every refusal in one shape. `json`: bodies in.
+//! - [`error`]: every refusal in one shape.
+//! - `json`: bodies in. [`intake`]: how much of them, how slowly. `off_thread`: large ones do not hold up the others.
 //! - [`auth`]: API keys. `observe`: one log line and one count per request.
 //! - `linger`: a refusal reaches the client.
 
 mod admin;
 pub(crate) mod auth;
 pub(crate) mod error;
+pub(crate) mod intake;
 mod json;
 mod linger;
 mod observe;
+mod off_thread;
 mod rewards;
 mod status;
 mod tokenize;
@@ -32,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::models::{Models, Served};
 use crate::request::Invalid;
 use auth::Keys;
+use intake::Intake;
 
 /// What the handlers share.
 pub(crate) struct App {
@@ -40,7 +44,7 @@ pub(crate) struct App {
     pub(crate) keys: Keys,
     pub(crate) limits: Limits,
     pub(crate) max_inputs: usize,
-    pub(crate) max_body_bytes: usize,
+    pub(crate) intake: Arc<Intake>,
     pub(crate) overload_status: StatusCode,
     pub(crate) default_timeout: Option<Duration>,
 }
@@ -51,6 +55,12 @@ impl App {
         let name = name.unwrap_or_else(|| self.models.first_name());
         let found = self.models.find(name);
         found.ok_or_else(|| Invalid::not_found(format!("the model {name:?} is not served here")))
+    }
+
+    /// When a request that is refused before its model is known may hope for a place.
+    fn retry_after(&self) -> Duration {
+        let all = self.models.iter().map(|served| served.current().engine.retry_after());
+        all.max().unwrap_or_default()
     }
 }
 

@@ -11,10 +11,10 @@ use qrm_model::Trajectory;
 use qrm_model::prefix_cache::prompt_key;
 use qrm_proto::RewardsRequest;
 
-use super::App;
 use super::auth::Client;
 use super::error::ApiError;
 use super::json::JsonBody;
+use super::{App, off_thread};
 use crate::engine::Terms;
 use crate::request::prepare;
 
@@ -23,7 +23,7 @@ pub(crate) async fn rewards(
     State(app): State<Arc<App>>,
     Extension(Client(client)): Extension<Client>,
     headers: HeaderMap,
-    JsonBody(request): JsonBody<RewardsRequest>,
+    JsonBody(request, held): JsonBody<RewardsRequest>,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let loaded = app.served(request.model.as_deref())?.current();
@@ -52,9 +52,18 @@ pub(crate) async fn rewards(
             .await
             .map_err(|_| ApiError::deadline())?,
     }?;
-    let answer = pending.answer(output, &loaded.model, &loaded.name, tokenize);
-    Ok(([(PREFIX, prefix)], Json(answer)).into_response())
+    let bytes = output.scores.iter().map(|s| s.logit.len() * BYTES_PER_TOKEN).sum();
+    let answer = move || {
+        let answer = pending.answer(output, &loaded.model, &loaded.name, tokenize);
+        ([(PREFIX, prefix)], Json(answer)).into_response()
+    };
+    let answer = off_thread::run(bytes, answer).await?;
+    drop(held);
+    Ok(answer)
 }
+
+/// About what an answer has.
+const BYTES_PER_TOKEN: usize = 16;
 
 /// Names the prompt: a load balancer that hashes it sends what shares a prompt to the server that has it in its cache. Given
 /// by the client, else made from the first prompt; in every answer.

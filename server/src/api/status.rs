@@ -47,7 +47,7 @@ pub(crate) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
         "max_queue_tokens": app.limits.max_queue_tokens,
         "max_queue_requests": app.limits.max_queue_requests,
         "max_inputs": app.max_inputs,
-        "max_body_bytes": app.max_body_bytes,
+        "max_body_bytes": app.intake.most_each(),
     });
     Json(info)
 }

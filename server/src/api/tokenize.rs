@@ -15,7 +15,7 @@ use crate::request::Invalid;
 
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
-    JsonBody(request): JsonBody<TokenizeRequest>,
+    JsonBody(request, _held): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     blocking(move || {
         let loaded = app.served(request.model.as_deref())?.current();
@@ -49,7 +49,7 @@ pub(crate) async fn tokenize(
 
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
-    JsonBody(request): JsonBody<DetokenizeRequest>,
+    JsonBody(request, _held): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     blocking(move || {
         let model = app.served(request.model.as_deref())?.current().model.clone();

@@ -1,0 +1,173 @@
+//! Connections that do nothing, or do it slowly: they are let go of, and hold nobody else up.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use qrm_tests::{Rng, Server, fixture};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn connect(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(server.address()).expect("connects");
+    stream.set_read_timeout(Some(60 * SECOND)).expect("set");
+    stream
+}
+
+fn head(length: usize) -> String {
+    format!(
+        "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
+}
+
+/// Reads one answer, at most so many bytes at a time with a pause between: its status line.
+fn answer(stream: &mut TcpStream, piece: usize, pause: Duration) -> String {
+    let (mut all, mut piece) = (Vec::new(), vec![0; piece]);
+    loop {
+        let n = stream.read(&mut piece).expect("an answer");
+        assert!(n > 0, "cut after {} bytes", all.len());
+        all.extend_from_slice(&piece[..n]);
+        let text = String::from_utf8_lossy(&all[..all.len().min(500)]);
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse::<usize>().ok());
+            if all.len() == head.len() + 4 + length.expect("a length") {
+                return head.lines().next().unwrap_or_default().to_owned();
+            }
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// Reads until the server closes: what came, and after how long.
+fn to_end(mut stream: TcpStream) -> (String, Duration) {
+    let start = Instant::now();
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
+        end => assert!(end.is_ok(), "not closed: {end:?}"),
+    }
+    (String::from_utf8_lossy(&bytes).into_owned(), start.elapsed())
+}
+
+#[test]
+fn the_silent_and_the_slow_are_let_go() {
+    let server = Server::start(&fixture("qwen2"), &["--idle-timeout", "1", "--stall-timeout", "1.5"]);
+    let body = Rng::new(1).request(2).to_string();
+    let starts: [&[u8]; 5] = [
+        b"",
+        b"P",
+        b"PRI * HTTP/2.0\r\n",
+        b"POST /v1/rewards HT",
+        b"POST /v1/rewards HTTP/1.1\r\nhost: x\r\n",
+    ];
+    std::thread::scope(|scope| {
+        for start in starts {
+            let mut stream = connect(&server);
+            scope.spawn(move || {
+                stream.write_all(start).expect("sent");
+                let (answer, time) = to_end(stream);
+                assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+                assert!(time > SECOND / 2 && time < 4 * SECOND, "closed after {time:?}");
+            });
+        }
+        // A head that comes byte by byte does not end any later.
+        let mut stream = connect(&server);
+        scope.spawn(move || {
+            let start = Instant::now();
+            while stream.write_all(b"x").is_ok() {
+                assert!(start.elapsed() < 5 * SECOND, "still open");
+                std::thread::sleep(SECOND / 10);
+            }
+            assert!(start.elapsed() > SECOND / 2);
+        });
+        // A body that stalls is answered.
+        let mut stream = connect(&server);
+        let body = &body;
+        scope.spawn(move || {
+            stream.write_all(head(body.len()).as_bytes()).expect("sent");
+            stream.write_all(&body.as_bytes()[..10]).expect("sent");
+            let (answer, time) = to_end(stream);
+            assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
+            assert!(time > SECOND, "told after {time:?}");
+        });
+        // A connection that is used now and then is kept; idle for longer it is not.
+        let mut stream = connect(&server);
+        scope.spawn(move || {
+            for _ in 0..4 {
+                stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+                assert_eq!(answer(&mut stream, 4096, Duration::ZERO), "HTTP/1.1 200 OK");
+                std::thread::sleep(SECOND * 6 / 10);
+            }
+            let (_, time) = to_end(stream);
+            assert!(time < 2 * SECOND, "closed after {time:?}");
+        });
+    });
+    server.client().rewards(&Rng::new(2).request(2)).ok();
+    assert_eq!(server.client().metric("qrm_request_bytes"), 0.0);
+    server.assert_quiet();
+}
+
+/// An answer of some 20 MB, more than the two sockets hold, that takes no time to compute.
+fn large() -> String {
+    let mut rng = Rng::new(3);
+    let (prompt, response) = (rng.ids(4), rng.ids(400));
+    let responses = vec![response; 1000];
+    let include = ["token_ids", "logit", "logsumexp", "max", "entropy"];
+    json!({"inputs": [{"prompt": prompt, "responses": responses}], "include": include}).to_string()
+}
+
+#[test]
+fn who_reads_slowly_gets_all_and_who_stops_is_let_go() {
+    let server = Server::start(&fixture("qwen2"), &["--idle-timeout", "1", "--stall-timeout", "1"]);
+    let body = large();
+    let send = || {
+        let mut stream = connect(&server);
+        stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+        stream
+    };
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let mut stream = send();
+            let start = Instant::now();
+            assert_eq!(answer(&mut stream, 1 << 20, SECOND / 5), "HTTP/1.1 200 OK");
+            start.elapsed()
+        });
+        let stopped = send();
+        stopped.peek(&mut [0]).expect("an answer begins");
+        std::thread::sleep(3 * SECOND);
+        let taken = to_end(stopped).0.len();
+        let slow = slow.join().expect("the slow reader has all of it");
+        assert!(slow > 2 * SECOND, "not slow: {slow:?}");
+        assert!(taken > 0 && taken < 15 << 20, "{taken} bytes went to one who did not read");
+    });
+    assert_eq!(server.client().metric("qrm_request_bytes"), 0.0);
+    server.assert_quiet();
+}
+
+#[test]
+fn bodies_are_refused_before_they_fill_the_memory() {
+    let limits = ["--max-body-bytes", "1000000", "--max-request-bytes", "2500000", "--idle-timeout", "3"];
+    let server = Server::start(&fixture("qwen2"), &limits);
+    let hold = |n: usize| {
+        let mut stream = connect(&server);
+        stream.write_all(head(1_000_000).as_bytes()).expect("sent");
+        let _ = stream.write_all(&vec![b' '; n]);
+        stream
+    };
+    let client = server.client();
+    let held: Vec<_> = (0..2).map(|_| hold(990_000)).collect();
+    let start = Instant::now();
+    while client.metric("qrm_request_bytes") < 1_980_000.0 {
+        assert!(start.elapsed() < 10 * SECOND, "not read");
+    }
+    let answer = to_end(hold(1_000_000)).0;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "{answer}");
+    client.rewards(&Rng::new(4).request(2)).ok(); // a small one still fits
+    drop(held);
+    let start = Instant::now();
+    while client.metric("qrm_request_bytes") > 0.0 {
+        assert!(start.elapsed() < 10 * SECOND, "not given back");
+    }
+    server.assert_quiet();
+}
