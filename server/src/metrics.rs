@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     /// `qrm_request_seconds{route}`
     pub(crate) request_seconds: HistogramVec,
+    /// `qrm_tasks`
+    pub(crate) tasks: IntGauge,
     /// `qrm_request_bytes`
     pub(crate) request_bytes: IntGauge,
     /// `qrm_queue_requests`
@@ -86,6 +88,7 @@ impl Metrics {
         Ok(Self {
             requests,
             request_seconds,
+            tasks: gauge("qrm_tasks", "Tasks of the server: open connections and what serves them.")?,
             request_bytes: gauge("qrm_request_bytes", "Bodies of requests that are not yet answered.")?,
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,
             queue_tokens: gauge("qrm_queue_tokens", "Tokens of trajectories not yet in a batch.")?,

@@ -1,7 +1,7 @@
 //! Every row of the error table, 200 requests each, made from valid ones: the right status and field, and a server
 //! that is well afterwards.
 
-use qrm_tests::inputs::VOCABULARY;
+use qrm_tests::inputs::{POISON, VOCABULARY, poisoned};
 use qrm_tests::{Client, Rng, Server, fixture};
 use serde_json::{Value, json};
 
@@ -302,19 +302,8 @@ fn a_scalar_head_has_no_vocabulary() {
 
 #[test]
 fn a_trajectory_that_fails_fails_alone() {
-    // Token 500 has an infinite embedding: whoever sends it makes the scores infinite.
     let directory = tempfile::tempdir().expect("a directory");
-    let source = fixture("qwen2");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(format!("{source}/{file}"), directory.path().join(file)).expect("copied");
-    }
-    let mut bytes = std::fs::read(format!("{source}/model.safetensors")).expect("weights");
-    let view = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-    let embedding = view.tensor("model.embed_tokens.weight").expect("an embedding").data();
-    let row = embedding.as_ptr() as usize - bytes.as_ptr() as usize + 500 * 64 * 4;
-    bytes[row..row + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    std::fs::write(directory.path().join("model.safetensors"), bytes).expect("written");
-
+    poisoned("qwen2", directory.path());
     let server = Server::start(directory.path().to_str().expect("UTF-8"), &[]);
     let client = server.client();
     // In one batch with others or not, it alone fails.
@@ -323,7 +312,7 @@ fn a_trajectory_that_fails_fails_alone() {
             let client = client.clone();
             scope.spawn(move || {
                 for _ in 0..20 {
-                    let token = if sender == 3 { 500 } else { 5 };
+                    let token = if sender == 3 { POISON } else { 5 };
                     let answer = client
                         .rewards(&json!({"inputs": [{"prompt": [1, token, sender], "response": [4, 5]}]}));
                     match sender {

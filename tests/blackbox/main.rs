@@ -2,6 +2,7 @@
 
 mod bounds;
 mod built_in;
+mod chaos;
 mod connections;
 mod contract;
 mod errors;

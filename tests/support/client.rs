@@ -51,6 +51,7 @@ impl Client {
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(120)))
             .max_idle_connections_per_host(64)
+            .max_idle_age(Duration::from_secs(1)) // before the server lets go of it
             .build();
         Self { agent: config.into(), base: format!("http://{address}"), key: None }
     }

@@ -60,6 +60,18 @@ impl Server {
         &self.address
     }
 
+    /// Open files of the process, sockets among them.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a process").count()
+    }
+
+    /// A number of the process's `status`: `VmRSS` (KiB), `Threads`.
+    pub fn status(&self, name: &str) -> usize {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a process");
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|l| l.split_whitespace().next()?.parse().ok()).expect("a number")
+    }
+
     /// The log so far.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().expect("no panic holds it").clone()

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
 use super::App;
 use super::error::ApiError;
@@ -25,6 +26,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
 
 /// Prometheus text format.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    app.metrics.tasks.set(Handle::current().metrics().num_alive_tasks() as i64);
     let text = app.metrics.render().map_err(|_| ApiError::internal("the metrics could not be written"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
