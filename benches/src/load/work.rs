@@ -38,6 +38,10 @@ pub(crate) struct WorkArgs {
     /// Tokens that all prompts begin with.
     #[arg(long, default_value_t = 0)]
     shared_tokens: usize,
+    /// Every trajectory's prompt begins with a token of its own, so that there is nothing to share: the same work without
+    /// sharing.
+    #[arg(long)]
+    apart: bool,
     /// Decides the tokens; the same seed sends the same.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -73,7 +77,7 @@ impl WorkArgs {
             }
             None => self.made_up(client, vocabulary),
         };
-        let per_request = match shape {
+        let mut per_request = match shape {
             Shape::Singles => {
                 let single =
                     |(p, rs): &Group| rs.iter().map(|r| vec![(p.clone(), vec![r.clone()])]).collect();
@@ -82,6 +86,10 @@ impl WorkArgs {
             Shape::Groups => groups.into_iter().map(|group| vec![group]).collect(),
             Shape::Bulk => vec![groups],
         };
+        if self.apart {
+            let mut first = (0..vocabulary).cycle();
+            per_request.iter_mut().for_each(|groups| *groups = apart(groups, &mut first));
+        }
         Ok(per_request.iter().map(|groups| request(groups)).collect())
     }
 
@@ -119,6 +127,17 @@ fn read(rows: &[Value]) -> Vec<Group> {
         }
     }
     groups
+}
+
+/// Every trajectory a group of its own, with another first token.
+fn apart(groups: &[Group], first: &mut impl Iterator<Item = u32>) -> Vec<Group> {
+    let trajectories =
+        groups.iter().flat_map(|(prompt, responses)| responses.iter().map(move |r| (prompt, r)));
+    let apart = trajectories.map(|(prompt, response)| {
+        let prompt = first.next().into_iter().chain(prompt.iter().skip(1).copied());
+        (prompt.collect(), vec![response.clone()])
+    });
+    apart.collect()
 }
 
 fn request(groups: &[Group]) -> Request {
