@@ -163,7 +163,7 @@ fn attention_after_kept_blocks_gives_the_bits_of_the_whole() {
         let blocks: Vec<Vec<f32>> = (0..64 / BLOCK as u32)
             .map(|b| {
                 let rows: Vec<u32> = (b * BLOCK as u32..(b + 1) * BLOCK as u32).collect();
-                keys_and_values(&tensor(&qkv, n), &rows, q_heads, kv_heads).unwrap()
+                keys_and_values(&tensor(&qkv, n), &[&rows], q_heads, kv_heads).unwrap().remove(0)
             })
             .collect();
         let kept: Vec<&[f32]> = blocks.iter().map(Vec::as_slice).collect();

@@ -120,6 +120,9 @@ impl PrefixCache {
     /// reads them.
     pub(crate) fn find(&self, batch: &[Trajectory], lookback: usize) -> Continuation {
         let mut found = Continuation::default();
+        if self.capacity == 0 {
+            return found;
+        }
         let (mut kept, mut fresh): (HashMap<Key, usize>, HashMap<Key, ()>) = Default::default();
         let mut state = self.state();
         for (trajectory, t) in batch.iter().enumerate() {
@@ -216,9 +219,9 @@ impl Continuation {
         (q_heads, kv_heads): (usize, usize),
         window: Option<usize>,
     ) -> Result<Tensor> {
-        for fresh in &mut self.fresh {
-            fresh.block.push(keys_and_values(qkv, &fresh.rows, q_heads, kv_heads)?);
-        }
+        let rows: Vec<&[u32]> = self.fresh.iter().map(|fresh| fresh.rows.as_slice()).collect();
+        let blocks = keys_and_values(qkv, &rows, q_heads, kv_heads)?;
+        self.fresh.iter_mut().zip(blocks).for_each(|(fresh, block)| fresh.block.push(block));
         let kept: Vec<&[f32]> = self.kept.iter().map(|block| block[self.layer].as_slice()).collect();
         self.layer += 1;
         prefix_attention(qkv, segments, &kept, q_heads, kv_heads, window)

@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) queue_tokens: IntGauge,
     /// `qrm_queue_refused_total`
     pub(crate) refused: IntCounter,
+    /// `qrm_batch_fill`: what a batch costs, of what it may.
+    pub(crate) batch_fill: Histogram,
     /// `qrm_batch_tokens`: unique tokens of a batch.
     pub(crate) batch_tokens: Histogram,
     /// `qrm_computed_tokens_total`
@@ -93,6 +95,11 @@ impl Metrics {
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,
             queue_tokens: gauge("qrm_queue_tokens", "Tokens of trajectories not yet in a batch.")?,
             refused: counter("qrm_queue_refused_total", "Requests refused because the queue was full.")?,
+            batch_fill: histogram(
+                "qrm_batch_fill",
+                "What a batch costs, of what it may; above 1 is a trajectory too costly to have company.",
+                &[0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.0],
+            )?,
             batch_tokens: histogram("qrm_batch_tokens", "Unique tokens of a batch.", &TOKENS)?,
             computed_tokens: counter("qrm_computed_tokens_total", "Tokens the decoder ran.")?,
             shared_tokens: counter(

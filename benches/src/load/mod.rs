@@ -100,14 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         });
         let after = Snapshot::take(&args.url)?;
         let seconds = start.elapsed().as_secs_f64();
-        report::print(
-            &args.clients,
-            &outcomes,
-            seconds,
-            &before,
-            &after,
-            info["limits"]["max_batch_tokens"].as_f64(),
-        );
+        report::print(&args.clients, &outcomes, seconds, &before, &after);
         if args.pid.is_some() {
             println!("memory of the server at most {} MiB", (peak.load(Ordering::SeqCst) & !DONE) >> 10);
         }

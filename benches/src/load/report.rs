@@ -17,6 +17,7 @@ pub(super) struct Outcome {
 pub(super) struct Snapshot {
     batches: f64,
     batch_tokens: f64,
+    fill: f64,
     shared: f64,
     hits: f64,
     joined: f64,
@@ -32,6 +33,7 @@ impl Snapshot {
         Ok(Self {
             batches: metric("qrm_batch_tokens_count"),
             batch_tokens: metric("qrm_batch_tokens_sum"),
+            fill: metric("qrm_batch_fill_sum"),
             shared: metric("qrm_shared_tokens_total"),
             hits: metric("qrm_prefix_cache_hit_tokens_total"),
             joined: metric("qrm_joined_tokens_total"),
@@ -45,7 +47,6 @@ pub(super) fn print(
     seconds: f64,
     before: &Snapshot,
     after: &Snapshot,
-    budget: Option<f64>,
 ) {
     // Clients are compared while all of them have work.
     let last = |o: &Vec<Outcome>| o.iter().map(|o| o.done).fold(0.0, f64::max);
@@ -75,11 +76,12 @@ pub(super) fn print(
         );
     }
     let batches = after.batches - before.batches;
-    let fill = (after.batch_tokens - before.batch_tokens) / batches.max(1.0);
-    print!("{seconds:.2} s, {batches:.0} batches of {fill:.0} computed tokens");
-    if let Some(budget) = budget {
-        print!(" ({:.0} % of the budget)", 100.0 * fill / budget);
-    }
+    let mean = |sum: f64| sum / batches.max(1.0);
+    print!(
+        "{seconds:.2} s, {batches:.0} batches of {:.0} computed tokens, filled to {:.2}",
+        mean(after.batch_tokens - before.batch_tokens),
+        mean(after.fill - before.fill),
+    );
     print!(
         ", {:.0} tokens shared, {:.0} of them from the prefix cache, {:.0} joined",
         after.shared - before.shared,

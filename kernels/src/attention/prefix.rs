@@ -1,6 +1,7 @@
 //! Attention of a batch that continues prefixes of earlier batches, whose keys and values were kept in blocks.
 
 use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
 
 use super::forward::{Queries, Store, forward};
 use super::{Heads, Segment, chain, check_order};
@@ -38,17 +39,23 @@ pub fn prefix_attention(
     Tensor::from_vec(out, (n, heads.q * heads.dim), &Device::Cpu)
 }
 
-/// Keys and values of some rows of a rotated `qkv`, `[rows.len(), 2 · kv_heads · head_dim]`.
-pub fn keys_and_values(qkv: &Tensor, rows: &[u32], q_heads: usize, kv_heads: usize) -> Result<Vec<f32>> {
+/// Keys and values of some rows of a rotated `qkv`, for each of `blocks` its rows' `[rows, 2 · kv_heads · head_dim]`.
+pub fn keys_and_values(
+    qkv: &Tensor,
+    blocks: &[&[u32]],
+    q_heads: usize,
+    kv_heads: usize,
+) -> Result<Vec<Vec<f32>>> {
     let (n, width) = qkv.dims2()?;
     let heads = Heads::new(q_heads, kv_heads, width, None)?;
-    if let Some(row) = rows.iter().find(|row| **row as usize >= n) {
+    if let Some(row) = blocks.iter().copied().flatten().find(|row| **row as usize >= n) {
         bail!("keys and values of row {row} of {n}");
     }
     let qkv = qkv.contiguous()?;
     let qkv = values("keys and values", &qkv)?;
     let part = |row: &u32| &qkv[*row as usize * width..][heads.keys(0)..width];
-    Ok(rows.iter().flat_map(|row| part(row).iter().copied()).collect())
+    // Copies into new memory, the more of it the longer the prompts: one thread would keep the others waiting.
+    Ok(blocks.par_iter().map(|rows| rows.iter().map(part).collect::<Vec<_>>().concat()).collect())
 }
 
 /// The fresh segments cover the rows in order; the others lie in blocks.

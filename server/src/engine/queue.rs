@@ -180,8 +180,12 @@ impl Queue {
 
     fn take(&self, state: &mut State) -> Vec<Trajectory> {
         state.drop_over();
+        let taken = state.schedule.take(&self.cost, self.budget);
+        if !taken.parts.is_empty() {
+            self.metrics.batch_fill.observe(taken.cost / self.budget);
+        }
         let mut batch = Vec::new();
-        for part in state.schedule.take(&self.cost, self.budget) {
+        for part in taken.parts {
             if self.join(state, &part) {
                 continue;
             }

@@ -31,6 +31,14 @@ impl Part {
     }
 }
 
+/// What is computed together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) parts: Vec<Part>,
+    /// Of all of them, what they have in common counted once.
+    pub(crate) cost: f64,
+}
+
 /// What waits, and whose turn it is.
 #[derive(Default)]
 pub(crate) struct Schedule {
@@ -178,30 +186,30 @@ impl Schedule {
 
     /// Takes the next batch: at least one trajectory if any waits, and no more than `budget`, in units of `cost`, unless
     /// it is one alone.
-    pub(crate) fn take(&mut self, cost: &Cost, budget: f64) -> Vec<Part> {
-        let (mut parts, mut spent) = (Vec::new(), 0.0);
-        let mut batch = BTreeSet::new();
+    pub(crate) fn take(&mut self, cost: &Cost, budget: f64) -> Batch {
+        let mut batch = Batch::default();
+        let mut sequences = BTreeSet::new();
         while let Some(lead) = self.lead() {
             self.now = self.now.max(self.client(&lead).map_or(0.0, |client| client.served));
             let priority = self.jobs.get(&lead.id).map(|waiting| waiting.job.priority);
             let mut next = Some(lead.clone());
             while let Some(sequence) = next {
                 let t = &sequence.trajectory;
-                let same = nearest(&batch, &sequence).map_or(0, |(_, same)| same);
+                let same = nearest(&sequences, &sequence).map_or(0, |(_, same)| same);
                 let price = cost.of(same, t.len(), t.response_ids.len());
-                if !parts.is_empty() && spent + price > budget {
-                    return parts;
+                if !batch.parts.is_empty() && batch.cost + price > budget {
+                    return batch;
                 }
-                spent += price;
+                batch.cost += price;
                 if let Some(client) = self.client(&sequence) {
                     client.served += price;
                 }
-                parts.extend(self.remove_part(&sequence));
-                batch.insert(sequence);
+                batch.parts.extend(self.remove_part(&sequence));
+                sequences.insert(sequence);
                 next = self.companion(&lead, priority);
             }
         }
-        parts
+        batch
     }
 
     /// Whose turn it is.

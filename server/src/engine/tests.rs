@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::cost::Cost;
 use super::job::{Job, JobError, JobResult};
 use super::queue::{Queue, Refused};
-use super::schedule::{Part, Schedule};
+use super::schedule::{Batch, Part, Schedule};
 use super::worker::Worker;
 use super::{Limits, Terms};
 use crate::metrics::Metrics;
@@ -82,9 +82,9 @@ fn priority_then_deadline_then_arrival() {
         one(4, 0, None),
     ]);
     let order: Vec<u32> =
-        (0..5).map(|_| schedule.take(&TOKENS, 10.0)[0].trajectory().prompt_ids[0]).collect();
+        (0..5).map(|_| schedule.take(&TOKENS, 10.0).parts[0].trajectory().prompt_ids[0]).collect();
     assert_eq!(order, [2, 3, 1, 0, 4]);
-    assert!(schedule.take(&TOKENS, 10.0).is_empty());
+    assert!(schedule.take(&TOKENS, 10.0).parts.is_empty());
 }
 
 #[test]
@@ -92,18 +92,18 @@ fn clients_share_alike_and_a_newcomer_does_not_wait() {
     let mut schedule =
         schedule(vec![(unshared(0, 400, 10), terms("bulk", 0)), (unshared(1, 400, 10), terms("other", 0))]);
     for _ in 0..10 {
-        let batch = schedule.take(&TOKENS, 100.0);
+        let batch = schedule.take(&TOKENS, 100.0).parts;
         let bulk = clients(&batch).into_iter().filter(|c| *c == "bulk").count();
         assert_eq!((batch.len(), bulk), (10, 5));
     }
     push(&mut schedule, 7, unshared(2, 1, 10), terms("small", 0));
-    assert!(clients(&schedule.take(&TOKENS, 100.0)).contains(&"small"));
+    assert!(clients(&schedule.take(&TOKENS, 100.0).parts).contains(&"small"));
     // Having been away is no credit: it gets its share and no more.
     for _ in 0..5 {
         schedule.take(&TOKENS, 100.0);
     }
     push(&mut schedule, 8, unshared(3, 100, 10), terms("small", 0));
-    let batch = schedule.take(&TOKENS, 90.0);
+    let batch = schedule.take(&TOKENS, 90.0).parts;
     let small = clients(&batch).into_iter().filter(|c| *c == "small").count();
     assert!((3..=4).contains(&small), "{:?}", clients(&batch));
 }
@@ -120,7 +120,7 @@ fn what_begins_alike_comes_along() {
     };
     let mut schedule = schedule((0..8).flat_map(single).collect());
     // The first is alone, the second brings the seven others of its group: 40 + 8 · 10 tokens.
-    let batch = schedule.take(&TOKENS, 50.0 + 120.0);
+    let batch = schedule.take(&TOKENS, 50.0 + 120.0).parts;
     let shared = batch.iter().filter(|p| p.trajectory().prompt_ids[..] == prompt[..]).count();
     assert_eq!((batch.len(), shared), (9, 8));
 }
@@ -148,7 +148,7 @@ proptest! {
         let mut first = true;
         loop {
             let top = left.iter().map(|(id, _)| jobs[*id as usize].2).max();
-            let batch = schedule.take(&COST, budget);
+            let Batch { parts: batch, cost } = schedule.take(&COST, budget);
             if batch.is_empty() {
                 break;
             }
@@ -166,6 +166,7 @@ proptest! {
             let pairs: usize = prefixes.iter().map(Vec::len).sum();
             let spent = prefixes.len() as f64 + COST.per_pair * pairs as f64 + COST.per_row * rows as f64;
             prop_assert!(batch.len() == 1 || spent <= budget + 1e-6, "{} of {}", spent, budget);
+            prop_assert!((cost - spent).abs() < 1e-6, "{} said to cost {}", spent, cost);
             if std::mem::take(&mut first) {
                 for id in &cancelled {
                     schedule.remove(*id);
