@@ -54,16 +54,23 @@ struct Client<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let info: Value = ureq::get(format!("{}/info", args.url)).call()?.body_mut().read_json()?;
-    let vocabulary = info["vocab_size"].as_u64().context("no vocabulary in /info")? as u32;
     let keys: Vec<String> = match &args.keys {
         Some(path) => std::fs::read_to_string(path)?.lines().map(str::to_owned).collect(),
         None => Vec::new(),
     };
+    let get = |path: &str| {
+        let mut request = ureq::get(format!("{}{path}", args.url));
+        if let Some(key) = keys.first() {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        anyhow::Ok(request.call()?.body_mut().read_to_string()?)
+    };
+    let info: Value = serde_json::from_str(&get("/info")?)?;
+    let vocabulary = info["vocab_size"].as_u64().context("no vocabulary in /info")? as u32;
     let work = args.clients.iter().enumerate().map(|(i, shape)| args.work.requests(*shape, i, vocabulary));
     let work = work.collect::<anyhow::Result<Vec<_>>>()?;
     for _ in 0..args.runs {
-        let before = Snapshot::take(&args.url)?;
+        let before = Snapshot::of(&get("/metrics")?);
         let start = Instant::now();
         let clients: Vec<Client<'_>> = work
             .iter()
@@ -98,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
             outcomes
         });
-        let after = Snapshot::take(&args.url)?;
+        let after = Snapshot::of(&get("/metrics")?);
         let seconds = start.elapsed().as_secs_f64();
         report::print(&args.clients, &outcomes, seconds, &before, &after);
         if args.pid.is_some() {

@@ -24,20 +24,20 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn take(url: &str) -> anyhow::Result<Self> {
-        let text = ureq::get(format!("{url}/metrics")).call()?.body_mut().read_to_string()?;
+    /// Of the text of `/metrics`.
+    pub(super) fn of(text: &str) -> Self {
         // One that an older server does not have is 0.
         let metric = |name: &str| {
             text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(0.0)
         };
-        Ok(Self {
+        Self {
             batches: metric("qrm_batch_tokens_count"),
             batch_tokens: metric("qrm_batch_tokens_sum"),
             fill: metric("qrm_batch_fill_sum"),
             shared: metric("qrm_shared_tokens_total"),
             hits: metric("qrm_prefix_cache_hit_tokens_total"),
             joined: metric("qrm_joined_tokens_total"),
-        })
+        }
     }
 }
 

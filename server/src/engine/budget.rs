@@ -1,4 +1,5 @@
-//! How much a batch should cost: the least that keeps the device busy. More would make others wait for nothing.
+//! How much a batch should cost: the least that keeps the device busy. More would make others wait for nothing, where it
+//! is long enough to be waited for.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,13 @@ const FIRST: usize = 64;
 const TRIED: [usize; 4] = [512, 1024, 2048, 4096];
 /// A larger batch is worth it if it is faster by this.
 const FASTER: f64 = 1.03;
+/// Nobody minds waiting for a batch that is over sooner; a larger one is no worse then.
+const SHORT: Duration = Duration::from_millis(50);
 /// No batch is tried that would take longer.
 const LONG: Duration = Duration::from_millis(1500);
 
-/// Measures batches of growing size for as long as they get faster, and gives the cost of the last that did. Where the
-/// model cannot compute what is tried, that is its requests' affair.
+/// Measures batches of growing size for as long as they are short or get faster, and gives the cost of the last that was or
+/// did. Where the model cannot compute what is tried, that is its requests' affair.
 pub(super) fn measure(model: &RewardModel, cost: &Cost, pool: &rayon::ThreadPool) -> f64 {
     try_measure(model, cost, pool).unwrap_or(TRIED[0] as f64)
 }
@@ -37,10 +40,10 @@ fn try_measure(model: &RewardModel, cost: &Cost, pool: &rayon::ThreadPool) -> Re
     for tokens in TRIED.into_iter().filter(|n| first.mul_f64(*n as f64 / FIRST as f64) < LONG) {
         let (spent, time) = run(tokens)?;
         let rate = spent / time.as_secs_f64().max(1e-9);
-        if rate < FASTER * best {
+        if time > SHORT && rate < FASTER * best {
             break;
         }
-        (budget, best) = (spent, rate);
+        (budget, best) = (spent, rate.max(best));
     }
     Ok(budget)
 }
