@@ -26,7 +26,7 @@ pub struct RewardsRequest {
     /// Drops prompt tokens from the left until the trajectory fits the context.
     #[serde(default)]
     pub truncate_prompt: bool,
-    /// `sum`, `mean` or `last`.
+    /// How the rewards of a span's tokens become one: `sum`, `mean` or `last`.
     pub span_reduce: Option<String>,
     /// Extra fields per trajectory.
     #[serde(default)]
@@ -55,7 +55,8 @@ pub struct Input {
     pub response: Option<TextOrIds>,
     /// A group of responses that share the prompt.
     pub responses: Option<Vec<TextOrIds>>,
-    /// Byte ranges of the response text.
+    /// The policy's tokens as byte ranges of the response text, one after the other from its begin to its end: one reward
+    /// for each of them.
     pub spans: Option<Vec<[usize; 2]>>,
     /// Lets the tokenizer add its special tokens to a text prompt.
     #[serde(default)]

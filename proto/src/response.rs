@@ -38,13 +38,13 @@ pub struct Datum {
     /// The input's `id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<Value>,
-    /// `[T]`, all finite.
+    /// `[T]`, all finite; one per span where there are spans.
     pub rewards: Floats,
     /// Mean of `rewards`.
     pub score: f32,
     /// Sum of `rewards`.
     pub sum: f32,
-    /// T.
+    /// Of `rewards`.
     pub length: usize,
     /// `[T]` response token ids.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -218,10 +218,27 @@ fn fields() {
         request["reward"] = json!(rng.pick(&["advantages", "", "Logit", "outcome", "step", "dpo"]));
         (request, Some("reward".into()))
     });
-    // Bad spans: this version takes none.
+    // Bad spans: with a gap, an overlap, an end elsewhere, of token ids.
     each(&client, 27, 422, |rng| {
         let (mut request, at) = valid(rng);
-        request["inputs"][at]["spans"] = json!([[rng.below(9), rng.below(9)]]);
+        let text = json!({"prompt": [1], "response": "seven"});
+        request["inputs"][at] = text;
+        let (spans, place) = rng.pick(&[
+            (json!([[1, 5]]), "[0]"),
+            (json!([[0, 2], [3, 5]]), "[1]"),
+            (json!([[0, 3], [2, 5]]), "[1]"),
+            (json!([[0, 3], [3, 6]]), "[1]"),
+            (json!([[0, 3]]), "[0]"),
+            (json!([]), "[0]"),
+            (json!([[0, 5, 6]]), "[0]"),
+            (json!([[0, -5]]), "[0][1]"),
+        ]);
+        request["inputs"][at]["spans"] = spans;
+        (request, Some(format!("inputs[{at}].spans{place}")))
+    });
+    each(&client, 32, 422, |rng| {
+        let (mut request, at) = valid(rng);
+        request["inputs"][at]["spans"] = json!([[0, 4]]);
         (request, Some(format!("inputs[{at}].spans")))
     });
     // Options of the wrong type or value.
@@ -232,6 +249,7 @@ fn fields() {
                 ("scale", json!("1")),
                 ("scale", json!(1e300)),
                 ("normalize", json!("mean")),
+                ("span_reduce", json!("max")),
                 ("append_eos", json!(1)),
                 ("truncate_prompt", json!("yes")),
                 ("encoding_format", json!("hex")),
@@ -265,6 +283,7 @@ fn fields() {
                 (json!({"prompt": [1], "response": [1], "responses": [[1]]}), ".responses"),
                 (json!({"prompt": [1], "messages": [], "response": [1]}), ".messages"),
                 (json!({"prompt": [1], "response": [1], "id": [1]}), ".id"),
+                (json!({"prompt": [1], "responses": ["a"], "spans": [[0, 1]]}), ".spans"),
                 (json!({"messages": [{"role": "user"}], "response": [1]}), ".messages[0].content"),
                 (json!({"prompt": {"text": "x"}, "response": [1]}), ".prompt"),
                 (json!([]), ""),

@@ -11,3 +11,4 @@ mod invariance;
 mod load;
 mod models;
 mod offline;
+mod spans;

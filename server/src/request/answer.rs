@@ -76,6 +76,10 @@ impl Pending {
         let rows = origins.into_iter().zip(trajectories).zip(rewards.into_iter().zip(scores));
         rows.enumerate()
             .map(|(index, ((origin, trajectory), (rewards, scores)))| {
+                let rewards = match &origin.spans {
+                    Some(spans) => spans.reduce(&rewards, options.span_reduce),
+                    None => rewards,
+                };
                 let sum: f64 = rewards.iter().map(|r| f64::from(*r)).sum();
                 Datum {
                     index,

@@ -3,11 +3,13 @@
 //! - [`invalid`]: what can be wrong with a request, and with which field.
 //! - [`options`]: the request's choices, checked against the model.
 //! - [`trajectories`]: inputs tokenised and checked.
+//! - [`spans`]: rewards for a policy with another tokenizer.
 //! - [`answer`]: scores shaped for the wire.
 
 pub(crate) mod answer;
 pub(crate) mod invalid;
 mod options;
+mod spans;
 mod trajectories;
 
 use qrm_model::RewardModel;

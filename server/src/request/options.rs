@@ -8,6 +8,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::Invalid;
+use super::spans::SpanReduce;
 
 /// How a request's trajectories are scored and its answer is written.
 #[derive(Debug, Clone)]
@@ -15,6 +16,7 @@ pub(crate) struct Options {
     pub(crate) reward: RewardKind,
     pub(crate) normalize: Normalize,
     pub(crate) scale: f32,
+    pub(crate) span_reduce: SpanReduce,
     pub(crate) include: Include,
     pub(crate) format: EncodingFormat,
     /// The id to append to responses.
@@ -45,13 +47,6 @@ impl Options {
         if request.timeout_ms == Some(0) {
             return Err(Invalid::field("timeout_ms", "invalid_value", "timeout_ms must be at least 1"));
         }
-        if request.span_reduce.is_some() {
-            return Err(Invalid::field(
-                "span_reduce",
-                "unsupported",
-                "spans are not supported by this version",
-            ));
-        }
         let eos = match request.append_eos {
             true => Some(model.eos_token_id().ok_or_else(|| {
                 Invalid::field("append_eos", "no_eos_token", "the checkpoint names no end-of-sequence token")
@@ -62,6 +57,7 @@ impl Options {
             reward: reward(request.reward.as_deref(), head)?,
             normalize: named("normalize", request.normalize.as_deref())?.unwrap_or_default(),
             scale: scale as f32,
+            span_reduce: named("span_reduce", request.span_reduce.as_deref())?.unwrap_or_default(),
             include: include(&request.include, head)?,
             format: request.encoding_format,
             eos,

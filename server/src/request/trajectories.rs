@@ -8,6 +8,7 @@ use qrm_proto::request::ChatMessage;
 use qrm_proto::{Input, TextOrIds};
 use serde_json::Value;
 
+use super::spans::Spans;
 use super::{Invalid, Options};
 
 /// A request ready for the engine.
@@ -24,6 +25,8 @@ pub(crate) struct Origin {
     pub(crate) id: Option<Value>,
     /// Byte ranges of the response text, when asked for.
     pub(crate) offsets: Option<Vec<[usize; 2]>>,
+    /// Of the policy's tokens, when given.
+    pub(crate) spans: Option<Spans>,
 }
 
 pub(super) fn prepare(
@@ -50,6 +53,19 @@ pub(super) fn prepare(
     Ok(prepared)
 }
 
+struct Response {
+    ids: Vec<u32>,
+    text: Option<TextOfResponse>,
+}
+
+/// Where a response's tokens lie in it.
+struct TextOfResponse {
+    /// Bytes, `[T]`.
+    offsets: Vec<[usize; 2]>,
+    /// Of the text.
+    bytes: usize,
+}
+
 /// Reads one input, knowing its place for errors.
 struct Reader<'a> {
     model: &'a RewardModel,
@@ -69,13 +85,6 @@ impl Reader<'_> {
                 format!("{field} and {other} exclude each other"),
             )
         };
-        if input.spans.is_some() {
-            return Err(Invalid::field(
-                self.param("spans"),
-                "unsupported",
-                "spans are not supported by this version",
-            ));
-        }
         if input.id.as_ref().is_some_and(|id| !id.is_string() && !id.is_number()) {
             return Err(Invalid::field(self.param("id"), "invalid_value", "id must be a string or a number"));
         }
@@ -91,6 +100,7 @@ impl Reader<'_> {
         let (responses, single) = match (input.response, input.responses) {
             (Some(_), Some(_)) => return Err(both("responses", "response")),
             (Some(response), None) => (vec![response], true),
+            (None, Some(_)) if input.spans.is_some() => return Err(both("spans", "responses")),
             (None, Some(responses)) => (responses, false),
             (None, None) => {
                 let message = "an input needs a response or responses";
@@ -106,11 +116,12 @@ impl Reader<'_> {
         }
         for (j, response) in responses.into_iter().enumerate() {
             let param = if single { self.param("response") } else { self.param(&format!("responses[{j}]")) };
-            let (response_ids, offsets) = self.response(response, &param, &out.options)?;
-            let prompt_ids =
-                self.fit(&prompt, &response_ids, prompt_field, &param, out.options.truncate_prompt)?;
-            out.trajectories.push(Trajectory { prompt_ids, response_ids: response_ids.into() });
-            out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets });
+            let Response { ids, text } = self.response(response, &param, &out.options)?;
+            let spans = input.spans.as_ref().map(|spans| self.spans(spans, text.as_ref())).transpose()?;
+            let offsets = Self::offsets(text, &param, &out.options)?;
+            let prompt_ids = self.fit(&prompt, &ids, prompt_field, &param, out.options.truncate_prompt)?;
+            out.trajectories.push(Trajectory { prompt_ids, response_ids: ids.into() });
+            out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets, spans });
         }
         Ok(())
     }
@@ -134,20 +145,13 @@ impl Reader<'_> {
         Ok(self.encode(&text, add_special_tokens, &param)?.ids.into())
     }
 
-    /// Response ids, and their byte ranges when asked for.
-    #[allow(clippy::type_complexity)]
-    fn response(
-        &self,
-        response: TextOrIds,
-        param: &str,
-        options: &Options,
-    ) -> Result<(Vec<u32>, Option<Vec<[usize; 2]>>), Invalid> {
-        let (mut ids, mut offsets) = match response {
+    fn response(&self, response: TextOrIds, param: &str, options: &Options) -> Result<Response, Invalid> {
+        let (mut ids, text) = match response {
             TextOrIds::Text(text) => {
                 let mut encoded = self.encode(&text, false, param)?;
                 encoded.ids.extend(options.eos);
                 encoded.offsets.extend(options.eos.map(|_| [text.len(), text.len()]));
-                (encoded.ids, Some(encoded.offsets))
+                (encoded.ids, Some(TextOfResponse { offsets: encoded.offsets, bytes: text.len() }))
             }
             TextOrIds::Ids(mut ids) => {
                 self.check_ids(&ids, param)?;
@@ -159,15 +163,34 @@ impl Reader<'_> {
         if ids.len() <= usize::from(options.eos.is_some()) {
             return Err(Invalid::field(param, "response_empty", "the response holds no token"));
         }
-        match options.include.offsets {
-            None => offsets = None,
-            Some(i) if offsets.is_none() => {
+        Ok(Response { ids, text })
+    }
+
+    fn spans(&self, spans: &[[usize; 2]], text: Option<&TextOfResponse>) -> Result<Spans, Invalid> {
+        let Some(text) = text else {
+            let message = "spans are of response text; the response is token ids";
+            return Err(Invalid::field(self.param("spans"), "not_available", message));
+        };
+        Spans::new(spans, &text.offsets, text.bytes).map_err(|bad| {
+            let param = format!("inputs[{}].spans[{}]", self.index, bad.index);
+            Invalid::field(param, "invalid_span", bad.message)
+        })
+    }
+
+    /// Byte ranges where they are asked for.
+    fn offsets(
+        text: Option<TextOfResponse>,
+        param: &str,
+        options: &Options,
+    ) -> Result<Option<Vec<[usize; 2]>>, Invalid> {
+        match (options.include.offsets, text) {
+            (None, _) => Ok(None),
+            (Some(_), Some(text)) => Ok(Some(text.offsets)),
+            (Some(i), None) => {
                 let message = format!("offsets are of response text; {param} is token ids");
-                return Err(Invalid::field(format!("include[{i}]"), "not_available", message));
+                Err(Invalid::field(format!("include[{i}]"), "not_available", message))
             }
-            Some(_) => {}
         }
-        Ok((ids, offsets))
     }
 
     /// The prompt, shortened from the left where that is allowed and needed.
