@@ -18,7 +18,8 @@ pub struct RewardsResponse {
     pub model_version: String,
     /// The reward's name.
     pub reward: &'static str,
-    /// One per trajectory.
+    /// One per trajectory; none in the line that closes an answer in parts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<Datum>,
     /// Of the rewards over all response tokens, before `normalize` and `scale`: what `normalize` uses.
     pub stats: Stats,

@@ -12,3 +12,4 @@ mod load;
 mod models;
 mod offline;
 mod spans;
+mod streaming;

@@ -132,18 +132,18 @@ impl From<JobError> for ApiError {
     }
 }
 
+impl From<ApiError> for ErrorBody {
+    fn from(error: ApiError) -> Self {
+        let ApiError { kind, code, message, param, .. } = error;
+        Self { error: ErrorDetail { kind: kind.into(), code: code.into(), message, param } }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorBody {
-            error: ErrorDetail {
-                kind: self.kind.into(),
-                code: self.code.into(),
-                message: self.message,
-                param: self.param,
-            },
-        };
-        let mut response = (self.status, Json(body)).into_response();
-        if let Some(seconds) = self.retry_after {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = (status, Json(ErrorBody::from(self))).into_response();
+        if let Some(seconds) = retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response

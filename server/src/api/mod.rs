@@ -1,6 +1,6 @@
 //! The HTTP front.
 //!
-//! - [`rewards`]: `POST /v1/rewards`.
+//! - [`rewards`]: `POST /v1/rewards`. [`ndjson`]: its answer line by line.
 //! - `tokenize`: `POST /tokenize`, `/detokenize`.
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
 //! - `admin`: `POST /admin/reload`.
@@ -15,6 +15,7 @@ pub(crate) mod error;
 pub(crate) mod intake;
 mod json;
 mod linger;
+mod ndjson;
 mod observe;
 mod off_thread;
 mod rewards;

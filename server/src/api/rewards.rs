@@ -14,9 +14,10 @@ use qrm_proto::RewardsRequest;
 use super::auth::Client;
 use super::error::ApiError;
 use super::json::JsonBody;
+use super::ndjson::{self, Lines};
 use super::{App, off_thread};
 use crate::engine::Terms;
-use crate::request::prepare;
+use crate::request::{Invalid, prepare};
 
 /// Validates, queues and waits. Dropped when the client disconnects, and with it the ticket and the queued work.
 pub(crate) async fn rewards(
@@ -43,9 +44,20 @@ pub(crate) async fn rewards(
 
     let (trajectories, pending) = prepared.split();
     let prefix = headers.get(PREFIX).cloned().unwrap_or_else(|| prefix_key(&trajectories));
-    let ticket = loaded.engine.submit(trajectories, Terms { client, priority, deadline });
+    let terms = Terms { client, priority, deadline };
+    let refused = |refused| ApiError::refused(refused, &loaded.engine, app.overload_status);
+    if ndjson::is_asked_for(&headers) {
+        if !pending.is_separable() {
+            let message = "normalize needs every reward before the first can be told";
+            return Err(Invalid::field("normalize", "not_available", message).into());
+        }
+        let (ticket, parts) = loaded.engine.stream(trajectories, terms).map_err(refused)?;
+        drop(expected);
+        let lines = Lines { parts, ticket, pending, loaded, tokenize, deadline, held };
+        return Ok(([(PREFIX, prefix)], lines).into_response());
+    }
+    let ticket = loaded.engine.submit(trajectories, terms).map_err(refused)?;
     drop(expected);
-    let ticket = ticket.map_err(|refused| ApiError::refused(refused, &loaded.engine, app.overload_status))?;
     let output = match deadline {
         None => ticket.answer().await,
         Some(deadline) => tokio::time::timeout_at(deadline.into(), ticket.answer())

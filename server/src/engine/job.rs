@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use qrm_model::Trajectory;
 use qrm_model::reward::TokenScores;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Terms;
 
 /// Scores in the order of the job's trajectories, with what they cost.
 #[derive(Debug, Default)]
 pub(crate) struct JobOutput {
-    /// `[T]` each.
+    /// `[T]` each; empty where they were sent in parts.
     pub(crate) scores: Vec<TokenScores>,
     /// Tokens the decoder ran for this job.
     pub(crate) computed_tokens: usize,
@@ -36,6 +36,9 @@ pub(crate) enum JobError {
     Stopped,
 }
 
+/// Scores as they are ready: which trajectory's, and they.
+pub(crate) type Parts = mpsc::UnboundedSender<(usize, TokenScores)>;
+
 /// A job's end.
 pub(crate) type JobResult = Result<JobOutput, JobError>;
 
@@ -58,6 +61,8 @@ struct Progress {
     left: usize,
     output: JobOutput,
     started: bool,
+    /// Where scores go as they come, rather than to the end of the job. Gone once it has ended.
+    parts: Option<Parts>,
     /// Gone once the job has ended.
     reply: Option<oneshot::Sender<JobResult>>,
 }
@@ -75,6 +80,7 @@ impl Job {
             left: count,
             output: JobOutput::default(),
             started: false,
+            parts: None,
             reply: Some(reply),
         };
         Self {
@@ -85,6 +91,13 @@ impl Job {
             accepted: Instant::now(),
             progress: Mutex::new(progress),
         }
+    }
+
+    /// The same, with its scores sent as they come; its output then has none. They are as many as the job's trajectories:
+    /// a slow reader makes them no more.
+    pub(crate) fn in_parts(self, parts: Parts) -> Self {
+        self.progress().parts = Some(parts);
+        self
     }
 
     /// P + T over all trajectories.
@@ -105,6 +118,13 @@ impl Job {
     /// Takes the scores of one trajectory; the last one ends the job.
     pub(crate) fn complete(&self, index: usize, scores: TokenScores, computed_tokens: usize) {
         let mut progress = self.progress();
+        let scores = match &progress.parts {
+            None => scores,
+            Some(parts) => {
+                let _ = parts.send((index, scores)); // a client that is gone needs no part
+                TokenScores::default()
+            }
+        };
         if progress.scores[index].replace(scores).is_none() {
             progress.left -= 1;
         }
@@ -118,6 +138,7 @@ impl Job {
         if progress.left > 0 {
             return;
         }
+        progress.parts = None;
         if let Some(reply) = progress.reply.take() {
             let mut output = std::mem::take(&mut progress.output);
             output.scores = std::mem::take(&mut progress.scores).into_iter().flatten().collect();
@@ -127,7 +148,9 @@ impl Job {
 
     /// Ends the job without scores. A job that has ended stays as it ended.
     pub(crate) fn fail(&self, error: JobError) {
-        if let Some(reply) = self.progress().reply.take() {
+        let mut progress = self.progress();
+        progress.parts = None;
+        if let Some(reply) = progress.reply.take() {
             let _ = reply.send(Err(error));
         }
     }

@@ -20,8 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use qrm_model::reward::TokenScores;
 use qrm_model::{PrefixCache, PrefixCacheStats, RewardModel, Trajectory};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::Metrics;
 use cost::Cost;
@@ -107,6 +108,18 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         let id = self.queue.push(Job::new(trajectories, terms, reply))?;
         Ok(Ticket { queue: self.queue.clone(), id, answer })
+    }
+
+    /// The same, but scores come as they are ready; once they end, the ticket tells how.
+    pub(crate) fn stream(
+        &self,
+        trajectories: Vec<Trajectory>,
+        terms: Terms,
+    ) -> Result<(Ticket, mpsc::UnboundedReceiver<(usize, TokenScores)>), Refused> {
+        let (reply, answer) = oneshot::channel();
+        let (parts, scores) = mpsc::unbounded_channel();
+        let id = self.queue.push(Job::new(trajectories, terms, reply).in_parts(parts))?;
+        Ok((Ticket { queue: self.queue.clone(), id, answer }, scores))
     }
 
     /// Refuses new work from now on; what was accepted is still answered.

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use qrm_model::reward::{Stats, TokenScores};
+use qrm_model::reward::{Normalize, Stats, TokenScores};
 use qrm_model::{RewardModel, Trajectory};
 use qrm_proto::response::{Datum, Floats, RewardsResponse, Stats as WireStats, Timing, Usage};
 
-use super::Prepared;
 use super::trajectories::Origin;
+use super::{Options, Prepared};
 use crate::engine::job::JobOutput;
 
 /// A prepared request without its trajectories, which went to the engine.
 pub(crate) struct Pending {
     origins: Vec<Origin>,
-    options: super::Options,
+    options: Options,
     trajectories: Vec<Trajectory>,
 }
 
@@ -29,76 +29,104 @@ impl Prepared {
 impl Pending {
     /// The whole answer.
     pub(crate) fn answer(
-        self,
-        output: JobOutput,
+        mut self,
+        mut output: JobOutput,
         model: &RewardModel,
         model_name: &str,
         tokenize: Duration,
     ) -> RewardsResponse {
         let reward = self.options.reward;
-        let mut rewards: Vec<Vec<f32>> = output.scores.iter().map(|s| s.rewards(reward)).collect();
+        let scores = std::mem::take(&mut output.scores);
+        let mut rewards: Vec<Vec<f32>> = scores.iter().map(|s| s.rewards(reward)).collect();
         let stats = Stats::of(rewards.iter().flatten());
-        for values in &mut rewards {
-            self.options.normalize.apply(values, &stats);
-            values.iter_mut().for_each(|r| *r *= self.options.scale);
-        }
+        rewards.iter_mut().for_each(|values| self.options.normalize.apply(values, &stats));
+        let rows = rewards.into_iter().zip(scores).enumerate();
+        let data = rows.map(|(i, (rewards, scores))| self.datum(i, rewards, scores, model)).collect();
+        RewardsResponse { data, ..self.closing(&output, &stats, model, model_name, tokenize) }
+    }
+
+    /// Whether a trajectory's rewards do not depend on the others'.
+    pub(crate) fn is_separable(&self) -> bool {
+        self.options.normalize == Normalize::None
+    }
+
+    /// One trajectory's part of an answer in parts, and its rewards as they enter the statistics.
+    pub(crate) fn part(
+        &mut self,
+        index: usize,
+        scores: TokenScores,
+        model: &RewardModel,
+    ) -> (Datum, Vec<f32>) {
+        let rewards = scores.rewards(self.options.reward);
+        (self.datum(index, rewards.clone(), scores, model), rewards)
+    }
+
+    /// All but the data.
+    pub(crate) fn closing(
+        &self,
+        output: &JobOutput,
+        stats: &Stats,
+        model: &RewardModel,
+        model_name: &str,
+        tokenize: Duration,
+    ) -> RewardsResponse {
         let prompt_tokens = self.trajectories.iter().map(|t| t.prompt_ids.len()).sum();
         let response_tokens = self.trajectories.iter().map(|t| t.response_ids.len()).sum();
-        let usage = Usage {
-            prompt_tokens,
-            response_tokens,
-            computed_tokens: output.computed_tokens,
-            cached_tokens: (prompt_tokens + response_tokens).saturating_sub(output.computed_tokens),
-        };
-        let timing = Timing {
-            tokenize_ms: milliseconds(tokenize),
-            queue_ms: milliseconds(output.queue_time),
-            compute_ms: milliseconds(output.compute_time),
-        };
-        let data = self.data(rewards, output.scores, model);
         RewardsResponse {
             object: "list",
             model: model_name.to_owned(),
             model_version: model.version().to_owned(),
-            reward: reward.as_str(),
-            data,
+            reward: self.options.reward.as_str(),
+            data: Vec::new(),
             stats: WireStats { count: stats.count, mean: stats.mean, std: stats.std },
-            usage,
-            timing,
+            usage: Usage {
+                prompt_tokens,
+                response_tokens,
+                computed_tokens: output.computed_tokens,
+                cached_tokens: (prompt_tokens + response_tokens).saturating_sub(output.computed_tokens),
+            },
+            timing: Timing {
+                tokenize_ms: milliseconds(tokenize),
+                queue_ms: milliseconds(output.queue_time),
+                compute_ms: milliseconds(output.compute_time),
+            },
         }
     }
 
-    fn data(self, rewards: Vec<Vec<f32>>, scores: Vec<TokenScores>, model: &RewardModel) -> Vec<Datum> {
-        let Self { origins, options, trajectories } = self;
-        let include = options.include;
-        let floats = |wanted: bool, values: Vec<f32>| wanted.then(|| Floats::new(values, options.format));
+    /// Of normalised rewards; each index once.
+    fn datum(
+        &mut self,
+        index: usize,
+        mut rewards: Vec<f32>,
+        scores: TokenScores,
+        model: &RewardModel,
+    ) -> Datum {
+        let Options { scale, include, format, span_reduce, .. } = self.options;
+        let Origin { input, id, offsets, spans } = std::mem::take(&mut self.origins[index]);
+        let response_ids = &self.trajectories[index].response_ids;
+        let floats = |wanted: bool, values: Vec<f32>| wanted.then(|| Floats::new(values, format));
         let token = |id: &u32| model.text().token(*id).unwrap_or_default();
-        let rows = origins.into_iter().zip(trajectories).zip(rewards.into_iter().zip(scores));
-        rows.enumerate()
-            .map(|(index, ((origin, trajectory), (rewards, scores)))| {
-                let rewards = match &origin.spans {
-                    Some(spans) => spans.reduce(&rewards, options.span_reduce),
-                    None => rewards,
-                };
-                let sum: f64 = rewards.iter().map(|r| f64::from(*r)).sum();
-                Datum {
-                    index,
-                    input: origin.input,
-                    id: origin.id,
-                    score: (sum / rewards.len().max(1) as f64) as f32,
-                    sum: sum as f32,
-                    length: rewards.len(),
-                    rewards: Floats::new(rewards, options.format),
-                    token_ids: include.token_ids.then(|| trajectory.response_ids.to_vec()),
-                    tokens: include.tokens.then(|| trajectory.response_ids.iter().map(token).collect()),
-                    offsets: origin.offsets,
-                    logit: floats(include.logit, scores.logit),
-                    logsumexp: floats(include.logsumexp, scores.logsumexp),
-                    max: floats(include.max, scores.max),
-                    entropy: floats(include.entropy, scores.entropy),
-                }
-            })
-            .collect()
+        rewards.iter_mut().for_each(|r| *r *= scale);
+        if let Some(spans) = spans {
+            rewards = spans.reduce(&rewards, span_reduce);
+        }
+        let sum: f64 = rewards.iter().map(|r| f64::from(*r)).sum();
+        Datum {
+            index,
+            input,
+            id,
+            score: (sum / rewards.len().max(1) as f64) as f32,
+            sum: sum as f32,
+            length: rewards.len(),
+            rewards: Floats::new(rewards, format),
+            token_ids: include.token_ids.then(|| response_ids.to_vec()),
+            tokens: include.tokens.then(|| response_ids.iter().map(token).collect()),
+            offsets,
+            logit: floats(include.logit, scores.logit),
+            logsumexp: floats(include.logsumexp, scores.logsumexp),
+            max: floats(include.max, scores.max),
+            entropy: floats(include.entropy, scores.entropy),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) struct Prepared {
 }
 
 /// What the answer says of a trajectory besides its scores.
+#[derive(Default)]
 pub(crate) struct Origin {
     /// Place of its input in the request.
     pub(crate) input: usize,
