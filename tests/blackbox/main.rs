@@ -3,6 +3,7 @@
 mod bounds;
 mod built_in;
 mod chaos;
+mod compression;
 mod connections;
 mod contract;
 mod errors;

@@ -62,6 +62,12 @@ impl ApiError {
         Self::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
+    /// 415: a `Content-Encoding` that is not understood.
+    pub(crate) fn unknown_encoding(encoding: &str) -> Self {
+        let message = format!("Content-Encoding {encoding:?} is none of gzip, zstd, identity");
+        Self::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+    }
+
     /// 422: JSON of another shape than the route's.
     pub(crate) fn wrong_shape(param: String, message: String) -> Self {
         Invalid::field(param, "invalid_field", message).into()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for JsonBody<T>
             Unread::TooLarge => ApiError::body_too_large(limit),
             Unread::Full => ApiError::full("too much is being read", app.retry_after(), app.overload_status),
             Unread::Slow => ApiError::too_slow(),
-            Unread::Broken => ApiError::not_json("the body ended before its time"),
+            Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
         })?;
         let value = off_thread::run(body.len(), move || parse(&body)).await??;
         Ok(Self(value, held))
@@ -39,6 +39,10 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     let media_type = header(CONTENT_TYPE).and_then(|v| v.split(';').next()).map(str::trim);
     if !media_type.is_some_and(|t| t.eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::not_json_type());
+    }
+    // What could be decompressed has been, and its header is gone.
+    if let Some(encoding) = header(CONTENT_ENCODING).filter(|v| !v.eq_ignore_ascii_case("identity")) {
+        return Err(ApiError::unknown_encoding(encoding));
     }
     match header(CONTENT_LENGTH).and_then(|v| v.parse::<u64>().ok()) {
         Some(length) if length > limit as u64 => Err(ApiError::body_too_large(limit)),

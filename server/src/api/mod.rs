@@ -30,6 +30,10 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate};
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::engine::Limits;
 use crate::metrics::Metrics;
@@ -65,6 +69,12 @@ impl App {
     }
 }
 
+/// For clients that ask for it. An answer in lines is not for those who wait for more of it to compress.
+fn compression() -> CompressionLayer<impl Predicate> {
+    let is_worth_it = DefaultPredicate::new().and(NotForContentType::const_new(ndjson::NDJSON));
+    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_worth_it)
+}
+
 /// All routes with their layers.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -79,9 +89,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(status::models))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
+        // A layer that does not know an encoding leaves it to `json`, which says so.
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
         .layer(DefaultBodyLimit::disable()) // `json` has its own, with an error in our shape
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn(linger::linger))
+        .layer(compression())
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

@@ -23,7 +23,8 @@ use crate::engine::Ticket;
 use crate::models::Loaded;
 use crate::request::answer::Pending;
 
-const NDJSON: &str = "application/x-ndjson";
+/// Its media type.
+pub(crate) const NDJSON: &str = "application/x-ndjson";
 
 /// Whether the client asks for lines.
 pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
