@@ -117,6 +117,11 @@ impl Floats {
     pub fn new(values: Vec<f32>, format: EncodingFormat) -> Self {
         Self { values, format }
     }
+
+    /// The numbers.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
 }
 
 impl Serialize for Floats {

@@ -6,6 +6,7 @@ mod chaos;
 mod compression;
 mod connections;
 mod contract;
+mod dialects;
 mod errors;
 mod golden;
 mod invariance;

@@ -1,5 +1,6 @@
 //! The HTTP front.
 //!
+//! - [`scoring`]: the way of every scoring request. [`dialects`]: what RL frameworks send.
 //! - [`rewards`]: `POST /v1/rewards`. [`ndjson`]: its answer line by line.
 //! - `tokenize`: `POST /tokenize`, `/detokenize`.
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
@@ -11,6 +12,7 @@
 
 mod admin;
 pub(crate) mod auth;
+mod dialects;
 pub(crate) mod error;
 pub(crate) mod intake;
 mod json;
@@ -19,6 +21,7 @@ mod ndjson;
 mod observe;
 mod off_thread;
 mod rewards;
+mod scoring;
 mod status;
 mod tokenize;
 
@@ -40,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::models::{Models, Served};
 use crate::request::Invalid;
 use auth::Keys;
+use dialects::{openrlhf, slime, trl, vllm};
 use intake::Intake;
 
 /// What the handlers share.
@@ -79,6 +83,11 @@ fn compression() -> CompressionLayer<impl Predicate> {
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/rewards", post(rewards::rewards))
+        .route("/get_reward", post(openrlhf::get_reward))
+        .route("/rm", post(slime::rm))
+        .route("/classify", post(vllm::classify))
+        .route("/pooling", post(vllm::pooling))
+        .route("/get_sequence_logprobs/", post(trl::get_sequence_logprobs))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/admin/reload", post(admin::reload))

@@ -1,0 +1,31 @@
+//! What RL frameworks send already, mapped onto the native request. Each is a file; fields that it does not know it ignores,
+//! as its callers send extras.
+//!
+//! - [`openrlhf`]: `POST /get_reward`.
+//! - [`slime`]: `POST /rm`.
+//! - [`vllm`]: `POST /classify` and `/pooling`, as verl's discriminative reward model asks.
+//! - [`trl`]: `POST /get_sequence_logprobs/`.
+
+pub(crate) mod openrlhf;
+pub(crate) mod slime;
+pub(crate) mod trl;
+pub(crate) mod vllm;
+
+use qrm_proto::{Datum, Input, TextOrIds};
+
+/// One number for a whole answer: the mean of its rewards; of an outcome or step model, whose other tokens have none, the
+/// sum.
+fn sequence_score(reward: &str, datum: &Datum) -> f32 {
+    match reward {
+        "outcome" | "step" => datum.sum,
+        _ => datum.score,
+    }
+}
+
+fn text_input(prompt: String, response: String) -> Input {
+    Input {
+        prompt: Some(TextOrIds::Text(prompt)),
+        response: Some(TextOrIds::Text(response)),
+        ..Input::default()
+    }
+}

@@ -1,0 +1,74 @@
+//! slime's `--rm-url`: `POST /rm`, one sample a request.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use qrm_proto::request::ChatMessage;
+use qrm_proto::{Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
+use serde::{Deserialize, Serialize};
+
+use super::sequence_score;
+use crate::api::auth::Client;
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::{App, scoring};
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Sample {
+    prompt: Prompt,
+    response: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+/// Other keys of a message are not the template's here.
+#[derive(Debug, Deserialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
+pub(crate) async fn rm(
+    State(app): State<Arc<App>>,
+    Extension(Client(client)): Extension<Client>,
+    JsonBody(Sample { prompt, response }, held): JsonBody<Sample>,
+) -> Result<Response, ApiError> {
+    let (prompt, messages) = match prompt {
+        Prompt::Text(text) => (Some(TextOrIds::Text(text)), None),
+        Prompt::Messages(messages) => {
+            let message = |m: Message| ChatMessage { role: m.role, content: m.content };
+            (None, Some(messages.into_iter().map(message).collect()))
+        }
+    };
+    let input = Input { prompt, messages, response: Some(TextOrIds::Text(response)), ..Input::default() };
+    let request =
+        RewardsRequest { inputs: vec![input], include: vec!["tokens".into()], ..RewardsRequest::default() };
+    let read = scoring::read(&app, client, request).await?;
+    let answer = read.answer(&app, |answer| Json(Scored::of(answer)).into_response()).await;
+    drop(held);
+    answer
+}
+
+/// All of it becomes the sample's reward.
+#[derive(Serialize)]
+struct Scored {
+    score: f32,
+    token_rewards: Floats,
+    tokens: Option<Vec<String>>,
+}
+
+impl Scored {
+    /// Of an answer to one sample.
+    fn of(answer: RewardsResponse) -> Option<Self> {
+        let datum = answer.data.into_iter().next()?;
+        let score = sequence_score(answer.reward, &datum);
+        Some(Self { score, token_rewards: datum.rewards, tokens: datum.tokens })
+    }
+}

@@ -1,0 +1,178 @@
+//! vLLM's pooling routes: `POST /classify`, which verl's discriminative reward model asks for one number a text, and
+//! `POST /pooling`, one number a token.
+//!
+//! A text here is prompt and response in one. A scalar head reads all of it; a vocabulary head judges every token but the
+//! first, which nothing comes before: `/pooling` gives that one 0.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use qrm_model::RewardModel;
+use qrm_proto::{EncodingFormat, Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::sequence_score;
+use crate::api::auth::Client;
+use crate::api::error::ApiError;
+use crate::api::json::JsonBody;
+use crate::api::{App, scoring};
+use crate::request::Invalid;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Texts {
+    model: Option<String>,
+    input: OneOrMore,
+    #[serde(default = "yes")]
+    add_special_tokens: bool,
+    #[serde(default)]
+    encoding_format: EncodingFormat,
+}
+
+/// vLLM's tokenizers add theirs unless they are told not to.
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    Text(String),
+    Ids(Vec<u32>),
+    Texts(Vec<String>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+pub(crate) async fn classify(
+    State(app): State<Arc<App>>,
+    client: Extension<Client>,
+    JsonBody(request, held): JsonBody<Texts>,
+) -> Result<Response, ApiError> {
+    let answer = score(app, client, request, |answer, _| {
+        let scores = answer.data.iter().map(|d| sequence_score(answer.reward, d));
+        let class = |(index, score)| Class { index, label: "LABEL_0", probs: [score], num_classes: 1 };
+        list("classify", &answer, scores.enumerate().map(class).collect())
+    });
+    let answer = answer.await;
+    drop(held);
+    answer
+}
+
+pub(crate) async fn pooling(
+    State(app): State<Arc<App>>,
+    client: Extension<Client>,
+    JsonBody(request, held): JsonBody<Texts>,
+) -> Result<Response, ApiError> {
+    let format = request.encoding_format;
+    let answer = score(app, client, request, move |answer, unread| {
+        let data = answer.data.iter().map(|datum| {
+            let rewards = datum.rewards.values().iter();
+            let values = std::iter::repeat_n(&0.0, unread).chain(rewards).copied();
+            let data = match format {
+                EncodingFormat::Float => Rows::Lists(values.map(|v| [v]).collect()),
+                EncodingFormat::Base64 => Rows::Base64(Floats::new(values.collect(), format)),
+            };
+            Pooled { index: datum.index, object: "pooling", data }
+        });
+        list("pool", &answer, data.collect())
+    });
+    let answer = answer.await;
+    drop(held);
+    answer
+}
+
+/// Scores every text as one trajectory; `shape` also gets how many tokens at its begin have no reward.
+async fn score<D: Serialize>(
+    app: Arc<App>,
+    Extension(Client(client)): Extension<Client>,
+    request: Texts,
+    shape: impl FnOnce(RewardsResponse, usize) -> List<D> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let model = app.served(request.model.as_deref())?.current().model.clone();
+    let unread = model.min_prompt_tokens();
+    let request = tokio::task::spawn_blocking(move || native(request, &model)).await;
+    let request = request.map_err(|_| ApiError::internal("the request could not be read"))??;
+    let read = scoring::read(&app, client, request).await?;
+    read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
+}
+
+fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid> {
+    let Texts { model: name, input, add_special_tokens, .. } = request;
+    let encode = |text: String| {
+        let encoded = model.text().encode(&text, add_special_tokens);
+        encoded
+            .map(|encoded| encoded.ids)
+            .map_err(|e| Invalid::field("input", "tokenizer_error", e.to_string()))
+    };
+    let all = match input {
+        OneOrMore::Text(text) => vec![encode(text)?],
+        OneOrMore::Ids(ids) => vec![ids],
+        OneOrMore::Texts(texts) => texts.into_iter().map(encode).collect::<Result<_, _>>()?,
+        OneOrMore::IdLists(all) => all,
+    };
+    let inputs = all.into_iter().enumerate().map(|(i, ids)| {
+        let unread = model.min_prompt_tokens();
+        match ids.split_at_checked(unread) {
+            Some((prompt, response)) if !response.is_empty() => Ok(Input {
+                prompt: Some(TextOrIds::Ids(prompt.to_vec())),
+                response: Some(TextOrIds::Ids(response.to_vec())),
+                ..Input::default()
+            }),
+            _ => {
+                let message = format!("{} tokens, at least {} are needed", ids.len(), unread + 1);
+                Err(Invalid::field(format!("input[{i}]"), "input_too_short", message))
+            }
+        }
+    });
+    let inputs = inputs.collect::<Result<_, _>>()?;
+    Ok(RewardsRequest { model: name, inputs, ..RewardsRequest::default() })
+}
+
+#[derive(Serialize)]
+struct Class {
+    index: usize,
+    label: &'static str,
+    probs: [f32; 1],
+    num_classes: usize,
+}
+
+#[derive(Serialize)]
+struct Pooled {
+    index: usize,
+    object: &'static str,
+    data: Rows,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Rows {
+    Lists(Vec<[f32; 1]>),
+    Base64(Floats),
+}
+
+/// The frame of vLLM's answers.
+#[derive(Serialize)]
+struct List<D> {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    data: Vec<D>,
+    usage: Value,
+}
+
+fn list<D>(kind: &str, answer: &RewardsResponse, data: Vec<D>) -> List<D> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let tokens = answer.usage.prompt_tokens + answer.usage.response_tokens;
+    List {
+        id: format!("{kind}-{:x}", now.as_nanos()),
+        object: "list",
+        created: now.as_secs(),
+        model: answer.model.clone(),
+        data,
+        usage: json!({"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}),
+    }
+}
