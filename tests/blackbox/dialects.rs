@@ -143,7 +143,13 @@ fn vllm_pooling_and_classify() {
         client.post("/classify", &json!({"model": "other", "input": text})).refused(404);
         let short = client.post("/classify", &json!({"input": [vec![0; unread]]})).refused(422);
         assert_eq!(short.1.as_deref(), Some("input[0]"));
+        let turns = json!([{"role": "user", "content": "Say 3."}, {"role": "assistant", "content": "3"}]);
+        let chat = client.post("/pooling", &json!({"messages": turns, "task": "token_classify"})).ok();
+        let next = client.post("/tokenize", &json!({"messages": turns})).ok()["count"].as_u64();
+        let count = chat["data"][0]["data"].as_array().map(|rows| rows.len() as u64);
+        assert!(count < next, "{name}: {count:?} of {next:?}, nobody is to speak next");
         client.post("/pooling", &json!({"input": {"a": 1}})).refused(422);
+        client.post("/pooling", &json!({})).refused(422);
         server.assert_quiet();
     }
 }

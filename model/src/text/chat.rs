@@ -49,15 +49,19 @@ impl ChatTemplate {
         Self { env: added.map(|()| env).map_err(|e| e.to_string()) }
     }
 
-    /// The conversation as text, up to where the assistant is to speak.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, TextError> {
+    /// The conversation as text; with a generation prompt up to where the assistant is to speak.
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
         let env = self.env.as_ref().map_err(|e| TextError::Template(e.clone()))?;
         let messages: Vec<Value> = messages.iter().cloned().map(Value::from_object).collect();
         env.get_template(NAME)
             .and_then(|template| {
                 template.render(context! {
                     messages,
-                    add_generation_prompt => true,
+                    add_generation_prompt,
                     // Templates ask whether these are none rather than whether they are defined.
                     tools => Value::from(()),
                     documents => Value::from(()),

@@ -93,7 +93,16 @@ impl TextProcessor {
 
     /// Messages through the chat template with a generation prompt, as text.
     pub fn render(&self, messages: &[Message]) -> Result<String, TextError> {
-        self.chat.as_ref().ok_or(TextError::Missing("chat template"))?.render(messages)
+        self.chat()?.render(messages, true)
+    }
+
+    /// A conversation through the chat template, as text: nobody is to speak next.
+    pub fn render_whole(&self, messages: &[Message]) -> Result<String, TextError> {
+        self.chat()?.render(messages, false)
+    }
+
+    fn chat(&self) -> Result<&ChatTemplate, TextError> {
+        self.chat.as_ref().ok_or(TextError::Missing("chat template"))
     }
 
     /// Text of `ids`, special tokens kept unless `skip_special_tokens`. Ids outside the vocabulary are skipped.

@@ -10,7 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use qrm_model::RewardModel;
+use qrm_model::text::Message;
+use qrm_model::{RewardModel, TextError};
 use qrm_proto::{EncodingFormat, Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -25,7 +26,9 @@ use crate::request::Invalid;
 #[derive(Debug, Deserialize)]
 pub(crate) struct Texts {
     model: Option<String>,
-    input: OneOrMore,
+    input: Option<OneOrMore>,
+    /// A conversation instead, through the chat template.
+    messages: Option<Vec<Turn>>,
     #[serde(default = "yes")]
     add_special_tokens: bool,
     #[serde(default)]
@@ -44,6 +47,13 @@ enum OneOrMore {
     Ids(Vec<u32>),
     Texts(Vec<String>),
     IdLists(Vec<Vec<u32>>),
+}
+
+/// Other keys of a message are not the template's here.
+#[derive(Debug, Deserialize)]
+struct Turn {
+    role: String,
+    content: String,
 }
 
 pub(crate) async fn classify(
@@ -100,7 +110,19 @@ async fn score<D: Serialize>(
 }
 
 fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid> {
-    let Texts { model: name, input, add_special_tokens, .. } = request;
+    let Texts { model: name, input, messages, add_special_tokens, .. } = request;
+    let input = match (input, messages) {
+        (Some(input), None) => input,
+        (None, Some(turns)) => {
+            let turns = turns.into_iter().map(|t| Message { role: t.role, content: t.content });
+            let text = model.text().render_whole(&turns.collect::<Vec<_>>());
+            let failed = |e: TextError| Invalid::field("messages", "chat_template_error", e.to_string());
+            // The template writes the special tokens.
+            let encoded = text.and_then(|text| model.text().encode(&text, false)).map_err(failed)?;
+            OneOrMore::Ids(encoded.ids)
+        }
+        _ => return Err(Invalid::field("input", "missing_field", "one of input and messages is needed")),
+    };
     let encode = |text: String| {
         let encoded = model.text().encode(&text, add_special_tokens);
         encoded
