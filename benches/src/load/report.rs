@@ -48,9 +48,8 @@ pub(super) fn print(
     before: &Snapshot,
     after: &Snapshot,
 ) {
-    // Clients are compared while all of them have work.
+    // Clients are compared by what each got while it had work; of one large request nothing is known before its end.
     let last = |o: &Vec<Outcome>| o.iter().map(|o| o.done).fold(0.0, f64::max);
-    let common = outcomes.iter().map(last).fold(f64::INFINITY, f64::min);
     let mut rates = Vec::new();
     for (shape, outcomes) in shapes.iter().zip(outcomes) {
         let ok: Vec<&Outcome> = outcomes.iter().filter(|o| o.status == Some(200)).collect();
@@ -62,14 +61,13 @@ pub(super) fn print(
                 .get((latencies.len().saturating_sub(1) as f64 * q) as usize)
                 .map_or(f64::NAN, |s| s * 1e3)
         };
-        let tokens =
-            |until: f64| ok.iter().filter(|o| o.done <= until).map(|o| o.tokens).sum::<usize>() as f64;
-        rates.push(tokens(common) / common);
+        let tokens = ok.iter().map(|o| o.tokens).sum::<usize>() as f64;
+        rates.push(tokens / last(outcomes).max(1e-9));
         println!(
             "{shape:?}: {} answered, {refused} refused, {} failed, {:.0} tokens/s, latency ms p50 {:.1} p95 {:.1} p99 {:.1}",
             ok.len(),
             outcomes.len() - ok.len() - refused,
-            tokens(f64::INFINITY) / seconds,
+            tokens / seconds,
             quantile(0.5),
             quantile(0.95),
             quantile(0.99),
