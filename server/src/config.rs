@@ -233,5 +233,10 @@ fn mebibytes(text: &str) -> Result<usize, String> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds")?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+    // Beyond this a point in time plus it may be none.
+    let most = Duration::from_secs(1 << 30);
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|d| *d <= most)
+        .ok_or_else(|| "too long, or less than 0".into())
 }
