@@ -19,6 +19,17 @@ pub enum HeadKind {
 }
 
 impl HeadKind {
+    /// As `qrm_config.json` names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QVocab => "q_vocab",
+            Self::QScalar => "q_scalar",
+            Self::Outcome => "outcome",
+            Self::Step => "step",
+            Self::Dpo => "dpo",
+        }
+    }
+
     /// The reward served when a request names none.
     pub fn default_reward(self) -> RewardKind {
         match self {

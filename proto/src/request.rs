@@ -5,16 +5,21 @@ use std::fmt;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Array, Object, OneOf, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Trajectories to score, and how.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardsRequest {
     /// Must name a served model when present.
     pub model: Option<String>,
     /// At least one.
+    #[schema(min_items = 1)]
     pub inputs: Vec<Input>,
     /// `advantage`, `logit`, `centered_logit`, `outcome`, …; absent: what the model was trained for.
+    #[schema(example = "advantage")]
     pub reward: Option<String>,
     /// Multiplies every reward, after normalisation.
     pub scale: Option<f64>,
@@ -38,14 +43,16 @@ pub struct RewardsRequest {
     #[serde(default)]
     pub priority: i32,
     /// From arrival to answer.
+    #[schema(minimum = 1)]
     pub timeout_ms: Option<u64>,
 }
 
 /// One prompt with its response or responses.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// Echoed; a string or a number.
+    #[schema(value_type = Option<StringOrNumber>)]
     pub id: Option<Value>,
     /// Text or token ids; or else `messages`.
     pub prompt: Option<TextOrIds>,
@@ -54,6 +61,7 @@ pub struct Input {
     /// One response.
     pub response: Option<TextOrIds>,
     /// A group of responses that share the prompt.
+    #[schema(min_items = 1)]
     pub responses: Option<Vec<TextOrIds>>,
     /// The policy's tokens as byte ranges of the response text, one after the other from its begin to its end: one reward
     /// for each of them.
@@ -64,7 +72,7 @@ pub struct Input {
 }
 
 /// One chat message.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant`, …
@@ -74,7 +82,7 @@ pub struct ChatMessage {
 }
 
 /// How float arrays are written in the answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EncodingFormat {
     /// JSON numbers.
@@ -91,6 +99,27 @@ pub enum TextOrIds {
     Text(String),
     /// Taken as they are.
     Ids(Vec<u32>),
+}
+
+impl PartialSchema for TextOrIds {
+    fn schema() -> RefOr<Schema> {
+        let text = Object::builder().schema_type(Type::String).min_length(Some(1));
+        let id = Object::builder().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
+        let ids = Array::builder().items(id).min_items(Some(1));
+        let either = OneOf::builder().item(text).item(ids);
+        either.description(Some("Text, or token ids of the reward model's own tokenizer.")).into()
+    }
+}
+
+impl ToSchema for TextOrIds {}
+
+/// An `id` as it may be.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema only")]
+pub(crate) enum StringOrNumber {
+    String(String),
+    Number(f64),
 }
 
 /// By hand, because an untagged enum's error says neither what was expected nor where.

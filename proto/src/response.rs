@@ -4,11 +4,14 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Array, Object, OneOf, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::request::EncodingFormat;
 
 /// All trajectories of a request, in its order.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RewardsResponse {
     /// Always `list`.
     pub object: &'static str,
@@ -30,13 +33,14 @@ pub struct RewardsResponse {
 }
 
 /// One scored trajectory.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Datum {
     /// Place in `data`.
     pub index: usize,
     /// Place of its input in the request.
     pub input: usize,
     /// The input's `id`.
+    #[schema(value_type = Option<crate::request::StringOrNumber>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<Value>,
     /// `[T]`, all finite; one per span where there are spans.
@@ -71,7 +75,7 @@ pub struct Datum {
 }
 
 /// Count, mean and population standard deviation.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Stats {
     /// Response tokens.
     pub count: usize,
@@ -82,7 +86,7 @@ pub struct Stats {
 }
 
 /// Tokens: prompt + response = computed + cached.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub struct Usage {
     /// Σ P over trajectories.
     pub prompt_tokens: usize,
@@ -95,7 +99,7 @@ pub struct Usage {
 }
 
 /// Where the request's time went, milliseconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub struct Timing {
     /// Tokenising and validating.
     pub tokenize_ms: f64,
@@ -118,11 +122,29 @@ impl Floats {
         Self { values, format }
     }
 
+    /// The numbers themselves.
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
     /// The numbers.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 }
+
+impl PartialSchema for Floats {
+    fn schema() -> RefOr<Schema> {
+        let numbers = Array::builder().items(Object::builder().schema_type(Type::Number));
+        let base64 = Object::builder().schema_type(Type::String);
+        let either = OneOf::builder().item(numbers).item(base64);
+        either
+            .description(Some("Numbers, or with `encoding_format: base64` the base64 of little-endian f32."))
+            .into()
+    }
+}
+
+impl ToSchema for Floats {}
 
 impl Serialize for Floats {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,11 +1,12 @@
 //! `POST /tokenize` and `POST /detokenize`, in the shape vLLM gave them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::request::ChatMessage;
 
 /// Text or messages to tokenise as the scoring routes would.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizeRequest {
     /// Must name a served model when present.
@@ -20,7 +21,7 @@ pub struct TokenizeRequest {
 }
 
 /// Token ids with their strings and byte ranges.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TokenizeResponse {
     /// `[n]`.
     pub tokens: Vec<u32>,
@@ -35,7 +36,7 @@ pub struct TokenizeResponse {
 }
 
 /// Token ids to turn back into text.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetokenizeRequest {
     /// Must name a served model when present.
@@ -48,7 +49,7 @@ pub struct DetokenizeRequest {
 }
 
 /// The text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DetokenizeResponse {
     /// Text of the tokens.
     pub prompt: String,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model;
+use crate::tls::TlsFiles;
 
 /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint.
 #[derive(Debug, Parser)]
@@ -19,7 +20,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint, over HTTP.
+    /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint, over HTTP and gRPC.
     #[command(after_help = "qrm-server score --help: score a JSONL file offline")]
     Serve(ServeArgs),
     /// Score a JSONL file offline.
@@ -88,6 +89,9 @@ pub(crate) struct ServeArgs {
     /// HTTP port; 0 picks a free one and logs it.
     #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
     pub(crate) port: u16,
+    /// gRPC port; 0 picks a free one and logs it.
+    #[arg(long, env = "QRM_GRPC_PORT", default_value_t = 8081)]
+    pub(crate) grpc_port: u16,
     /// Trajectories one request may hold.
     #[arg(long, env = "QRM_MAX_INPUTS", default_value_t = 8192)]
     pub(crate) max_inputs: usize,
@@ -109,6 +113,9 @@ pub(crate) struct ServeArgs {
     /// Deadline of requests that name none, milliseconds; 0 = none.
     #[arg(long, env = "QRM_DEFAULT_TIMEOUT_MS", default_value_t = 0)]
     pub(crate) default_timeout_ms: u64,
+    /// Connections at once, of both ports together; more wait until one ends.
+    #[arg(long, env = "QRM_MAX_CONNECTIONS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: u32,
     /// Seconds that a connection without a request is kept.
     #[arg(long, env = "QRM_IDLE_TIMEOUT", default_value = "300", value_parser = seconds)]
     pub(crate) idle_timeout: Duration,
@@ -119,12 +126,25 @@ pub(crate) struct ServeArgs {
     /// Seconds that accepted work may take after SIGTERM.
     #[arg(long, env = "QRM_DRAIN_TIMEOUT", default_value = "60", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
-    /// File of API keys, one a line; blank lines and lines starting with # do not count.
+    /// File of API keys, `KEY` or `NAME KEY` a line; blank lines and lines starting with # do not count. Read again when it
+    /// changes.
     #[arg(long, env = "QRM_API_KEY_FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
     /// Key of `POST /admin/reload`; without one the route is closed. SIGHUP reloads too.
     #[arg(long, env = "QRM_ADMIN_KEY", hide_env_values = true)]
     pub(crate) admin_key: Option<String>,
+    /// The server's certificate chain, PEM: with it both ports speak TLS. Read again when it changes.
+    #[arg(long, env = "QRM_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, env = "QRM_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Authorities, PEM: every client needs a certificate that one of them has signed.
+    #[arg(long, env = "QRM_TLS_CLIENT_CA", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Origins of pages whose scripts may call the service (`https://lab.example`, or `*`); default: none but its own page.
+    #[arg(long, env = "QRM_CORS_ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
     /// Form of the log on stderr.
     #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
@@ -198,6 +218,12 @@ impl FromStr for NamedModel {
 }
 
 impl ServeArgs {
+    /// None: plain text.
+    pub(crate) fn tls(&self) -> Option<TlsFiles> {
+        let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
+    }
+
     /// What is served under which name; no two names the same.
     pub(crate) fn models(&self) -> anyhow::Result<Vec<NamedModel>> {
         let mut models = self.model.clone();

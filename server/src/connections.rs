@@ -1,28 +1,41 @@
-//! Connections in: accepted as long as the process may hold them, and let go of when nothing happens on them.
+//! Connections in: as many as the process may hold, encrypted where that is asked for, and let go of when nothing happens
+//! on them.
 //!
 //! A connection without a request at work is closed after a while, be it idle, silent from the start or in the middle of a
-//! head that never ends; so is one that does not take its answer. (How long a body may take is `api::json`'s.)
+//! head that never ends; so is one that does not take its answer. (How long a body may take is `api::intake`'s.)
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, Response};
 use http_body::{Frame, SizeHint};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
+
+use crate::tls::Tls;
+
+/// Bytes of a request's head.
+const HEAD: u32 = 64 << 10;
+/// Requests of one HTTP/2 connection that are at work.
+const STREAMS: u32 = 1024;
+/// Between signs of life of an HTTP/2 peer, and until its absence is death.
+const PULSE: Duration = Duration::from_secs(30);
 
 /// How long nothing may happen.
 #[derive(Debug, Clone, Copy)]
@@ -33,31 +46,39 @@ pub(crate) struct Patience {
     pub(crate) write: Duration,
 }
 
+/// What connections are, whichever port they come to.
+#[derive(Clone)]
+pub(crate) struct Terms {
+    pub(crate) patience: Patience,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// As many as there may be at once; more wait to be accepted.
+    pub(crate) places: Arc<Semaphore>,
+}
+
 /// Serves connections until `stop`; then those that have requests finish them.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
-    patience: Patience,
+    terms: Terms,
     stop: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let place = terms.places.clone().acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            next = next => next,
             () = &mut stop => break,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let watcher = graceful.watcher();
-                let router = router.clone();
+                let (watcher, router, terms) = (graceful.watcher(), router.clone(), terms.clone());
                 tokio::spawn(async move {
-                    let requests = Requests::default();
-                    let connection = connection(stream, peer, router, patience, &requests);
-                    tokio::select! {
-                        _ = watcher.watch(connection) => {} // its end is the client's affair
-                        () = requests.none_for(patience.idle) => tracing::debug!(%peer, "closed: nothing happens"),
-                    }
+                    connection(stream, peer, router, terms, watcher).await;
+                    drop(place);
                 });
             }
             Err(error) if is_the_clients(&error) => {}
@@ -77,17 +98,44 @@ fn is_the_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// HTTP/1 or 2, whichever the client speaks.
-fn connection(
-    stream: TcpStream,
+/// One connection, to its end.
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, terms: Terms, watcher: Watcher) {
+    let _ = stream.set_nodelay(true); // answers are written whole: nothing is gained by waiting for more
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(terms.patience.write));
+    let stream = Box::pin(stream);
+    let Some(tls) = terms.tls else {
+        return requests(stream, peer, router, terms.patience, watcher).await;
+    };
+    match tokio::time::timeout(terms.patience.idle, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, peer, router, terms.patience, watcher).await,
+        Ok(Err(error)) => tracing::debug!(%peer, "no TLS: {error}"),
+        Err(_) => tracing::debug!(%peer, "closed: no TLS for too long"),
+    }
+}
+
+async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
     peer: SocketAddr,
     router: Router,
     patience: Patience,
+    watcher: Watcher,
+) {
+    let requests = Requests::default();
+    tokio::select! {
+        _ = watcher.watch(http(stream, peer, router, &requests)) => {} // its end is the client's affair
+        () = requests.none_for(patience.idle) => tracing::debug!(%peer, "closed: nothing happens"),
+        () = requests.untaken_for(patience.write) => tracing::debug!(%peer, "closed: an answer is not taken"),
+    }
+}
+
+/// HTTP/1 or 2, whichever the client speaks.
+fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
     requests: &Requests,
-) -> impl hyper_util::server::graceful::GracefulConnection {
-    let _ = stream.set_nodelay(true); // answers are written whole: nothing is gained by waiting for more
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(patience.write));
+) -> impl GracefulConnection {
     let requests = requests.clone();
     let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         let at_work = requests.begin();
@@ -96,32 +144,50 @@ fn connection(
         let answer = router.clone().oneshot(request);
         async move { answer.await.map(|response| respond(response, at_work)) }
     });
-    let builder = Builder::new(TokioExecutor::new());
-    builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service)).into_owned()
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(HEAD as usize);
+    builder
+        .http2()
+        .max_header_list_size(HEAD)
+        .max_concurrent_streams(STREAMS)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PULSE)
+        .keep_alive_timeout(PULSE);
+    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned()
 }
 
 /// The requests of one connection that are at work: from the end of the head until the answer is written.
 #[derive(Clone)]
-struct Requests(Arc<watch::Sender<usize>>);
+struct Requests(Arc<Shared>);
+
+struct Shared {
+    at_work: watch::Sender<usize>,
+    /// Answers that wait for the client to take what it was given last, and since when.
+    untaken: Mutex<HashMap<usize, Instant>>,
+}
 
 /// One of them.
-struct AtWork(Requests);
+struct AtWork {
+    requests: Requests,
+    id: usize,
+}
 
 impl Default for Requests {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
+        Self(Arc::new(Shared { at_work: watch::Sender::new(0), untaken: Mutex::default() }))
     }
 }
 
 impl Requests {
     fn begin(&self) -> AtWork {
-        self.0.send_modify(|n| *n += 1);
-        AtWork(self.clone())
+        self.0.at_work.send_modify(|n| *n += 1);
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        AtWork { requests: self.clone(), id: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Until there was none for that long.
     async fn none_for(&self, time: Duration) {
-        let mut count = self.0.subscribe();
+        let mut count = self.0.at_work.subscribe();
         loop {
             // The sender lives as long as `self`: no wait can fail.
             let _ = count.wait_for(|n| *n == 0).await;
@@ -130,16 +196,32 @@ impl Requests {
             }
         }
     }
+
+    /// Until an answer was not taken for that long. (A connection into which nothing can be written breaks by itself; one
+    /// of HTTP/2 can be written into while an answer may not.)
+    async fn untaken_for(&self, time: Duration) {
+        loop {
+            tokio::time::sleep(time / 4).await;
+            if self.untaken().values().any(|since| since.elapsed() > time) {
+                return;
+            }
+        }
+    }
+
+    fn untaken(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
+        self.0.untaken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        self.0.0.send_modify(|n| *n -= 1);
+        self.requests.untaken().remove(&self.id);
+        self.requests.0.at_work.send_modify(|n| *n -= 1);
     }
 }
 
 fn respond(response: Response<Body>, at_work: AtWork) -> Response<Body> {
-    response.map(|body| Body::new(Answer { body, rest: Bytes::new(), _at_work: at_work }))
+    response.map(|body| Body::new(Answer { body, rest: Bytes::new(), at_work }))
 }
 
 /// A body in pieces: the next is taken when the client has taken those before it, so that the request is at work until
@@ -147,7 +229,7 @@ fn respond(response: Response<Body>, at_work: AtWork) -> Response<Body> {
 struct Answer {
     body: Body,
     rest: Bytes,
-    _at_work: AtWork,
+    at_work: AtWork,
 }
 
 /// Bytes.
@@ -161,6 +243,7 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.at_work.requests.untaken().remove(&self.at_work.id);
         if self.rest.is_empty() {
             let Some(frame) = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)?) else {
                 return Poll::Ready(None);
@@ -170,6 +253,7 @@ impl HttpBody for Answer {
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
+        self.at_work.requests.untaken().insert(self.at_work.id, Instant::now());
         let length = self.rest.len().min(PIECE);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }

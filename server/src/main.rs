@@ -1,11 +1,12 @@
-//! `qrm-server`: one reward per response token, over HTTP or from a file.
+//! `qrm-server`: one reward per response token, over HTTP, gRPC or from a file.
 //!
 //! # Layout
 //!
 //! - [`config`]: flags and their environment twins.
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
-//! - [`api`]: the HTTP front. [`connections`]: what it is spoken over.
+//! - [`api`]: the HTTP and gRPC fronts. [`connections`]: what they are spoken over. [`tls`]: how they are encrypted.
+//! - [`keys`]: who may ask.
 //! - [`models`]: the models that are served, by name, and their reload. [`model`]: one checkpoint; a small one is built in.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
@@ -16,6 +17,7 @@ mod api;
 mod config;
 mod connections;
 mod engine;
+mod keys;
 mod metrics;
 mod model;
 mod models;
@@ -23,6 +25,7 @@ mod request;
 mod score;
 mod serve;
 mod telemetry;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -20,6 +20,10 @@ pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     /// `qrm_request_seconds{route}`
     pub(crate) request_seconds: HistogramVec,
+    /// `qrm_key_requests_total{key}`: by the key's name.
+    pub(crate) key_requests: IntCounterVec,
+    /// `qrm_key_tokens_total{key}`: of trajectories that were read.
+    pub(crate) key_tokens: IntCounterVec,
     /// `qrm_tasks`
     pub(crate) tasks: IntGauge,
     /// `qrm_request_bytes`
@@ -78,9 +82,11 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             prometheus::Result::Ok(metric)
         };
-        let requests =
-            IntCounterVec::new(Opts::new("qrm_requests_total", "Requests answered."), &["route", "status"])?;
-        registry.register(Box::new(requests.clone()))?;
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            prometheus::Result::Ok(metric)
+        };
         let request_seconds = HistogramVec::new(
             HistogramOpts::new("qrm_request_seconds", "From a request's head to its answer.")
                 .buckets(SECONDS.to_vec()),
@@ -88,8 +94,14 @@ impl Metrics {
         )?;
         registry.register(Box::new(request_seconds.clone()))?;
         Ok(Self {
-            requests,
+            requests: counters("qrm_requests_total", "Requests answered.", &["route", "status"])?,
             request_seconds,
+            key_requests: counters(
+                "qrm_key_requests_total",
+                "Requests, by the name of their key.",
+                &["key"],
+            )?,
+            key_tokens: counters("qrm_key_tokens_total", "Tokens read, by the name of their key.", &["key"])?,
             tasks: gauge("qrm_tasks", "Tasks of the server: open connections and what serves them.")?,
             request_bytes: gauge("qrm_request_bytes", "Bodies of requests that are not yet answered.")?,
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,

@@ -1,4 +1,4 @@
-//! The serving process: load, listen, reload on SIGHUP, and on SIGTERM answer what was accepted.
+//! The serving process: load, listen, reload what changes, and on SIGTERM answer what was accepted.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,23 +8,27 @@ use anyhow::Context;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, watch};
 
-use crate::api::auth::Keys;
 use crate::api::intake::Intake;
-use crate::api::{App, router};
+use crate::api::{self, App, grpc};
 use crate::config::ServeArgs;
-use crate::connections::{self, Patience};
+use crate::connections::{self, Patience, Terms};
 use crate::engine::Limits;
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::models::{Models, Served};
+use crate::tls::Tls;
 
 /// Threads for what takes long: requests being read and answers written, and a reload beside them.
 const BLOCKING_THREADS: usize = 32;
+/// Between looks at files that may have changed.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let keys = Keys::load(args.api_key_file.as_deref(), args.admin_key.as_deref())?;
+    let tls = args.tls().map(Tls::load).transpose()?.map(Arc::new);
     let metrics = Metrics::new()?;
     let limits = Limits {
         max_batch_tokens: args.engine.max_batch_tokens,
@@ -50,6 +54,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         overload_status: StatusCode::from_u16(args.overload_status)?,
         default_timeout: (args.default_timeout_ms > 0)
             .then(|| Duration::from_millis(args.default_timeout_ms)),
+        idle_timeout: args.idle_timeout,
+        cors: api::cors(&args.cors_origin)?,
     });
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => tracing::debug!(files, "descriptors"),
@@ -59,34 +65,43 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(listen(app, &args))
+    runtime.block_on(listen(app, tls, &args))
 }
 
-async fn listen(app: Arc<App>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    let listener = TcpListener::bind((args.host.as_str(), args.port)).await;
-    let listener = listener.with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
-    let address = listener.local_addr()?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let patience = Patience { idle: args.idle_timeout, write: args.stall_timeout };
-    let server = tokio::spawn(connections::serve(listener, router(app.clone()), patience, async {
-        let _ = stopped.await;
-    }));
+async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let terms = Terms {
+        patience: Patience { idle: args.idle_timeout, write: args.stall_timeout },
+        tls: tls.clone(),
+        places: Arc::new(Semaphore::new(args.max_connections as usize)),
+    };
+    let (stop, stopped) = watch::channel(false);
+    let serve = |listener, router| {
+        let mut stopped = stopped.clone();
+        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        tokio::spawn(connections::serve(listener, router, terms.clone(), stop))
+    };
+    let (http, grpc) = (bind(args, args.port).await?, bind(args, args.grpc_port).await?);
+    let addresses = (http.local_addr()?, grpc.local_addr()?);
+    let servers = (serve(http, api::router(app.clone())), serve(grpc, grpc::router(app.clone())?));
 
     let warming = app.clone();
     tokio::task::spawn_blocking(move || warming.models.warm()).await??;
     let names: Vec<&str> = app.models.iter().map(|served| &*served.name).collect();
-    tracing::info!(http = %address, models = names.join(","), "listening");
+    let (http, grpc) = addresses;
+    tracing::info!(%http, %grpc, tls = tls.is_some(), models = names.join(","), "listening");
 
     tokio::select! {
         result = shutdown_signal() => result?,
         result = reload_on_hangup(&app) => result?,
+        () = reload_files(&app, tls) => {}
     }
     tracing::info!("draining");
     app.models.close();
     let drained = drain(&app, args.drain_timeout).await;
-    let _ = stop.send(());
+    let _ = stop.send(true);
     // Every answer is on its way once the engines are empty; what remains is slow readers, who get a little longer.
-    let finished = tokio::time::timeout(Duration::from_secs(5), server).await.is_ok();
+    let servers = async { (servers.0.await, servers.1.await) };
+    let finished = tokio::time::timeout(Duration::from_secs(5), servers).await.is_ok();
     tracing::info!(drained, "stopped");
     match drained {
         true => {
@@ -98,6 +113,11 @@ async fn listen(app: Arc<App>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
         // A worker may be in the middle of a long batch that nobody may wait for any more.
         false => std::process::exit(1),
     }
+}
+
+async fn bind(args: &ServeArgs, port: u16) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((args.host.as_str(), port)).await;
+    listener.with_context(|| format!("cannot listen on {}:{port}", args.host))
 }
 
 /// Waits until the engines have answered everything; `false` when `timeout` passes first.
@@ -120,6 +140,32 @@ async fn reload_on_hangup(app: &Arc<App>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Keys and certificates that have changed are used; those that cannot be used are named once.
+async fn reload_files(app: &Arc<App>, tls: Option<Arc<Tls>>) {
+    let mut complaints = [String::new(), String::new()];
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (app, tls) = (app.clone(), tls.clone());
+        let look = move || [app.keys.reload(), tls.map_or(Ok(false), |tls| tls.reload())];
+        let Ok(looked) = tokio::task::spawn_blocking(look).await else { continue };
+        for ((what, result), last) in ["keys", "certificates"].into_iter().zip(looked).zip(&mut complaints) {
+            let complaint = match result {
+                Ok(is_new) => {
+                    if is_new {
+                        tracing::info!("new {what}");
+                    }
+                    String::new()
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            if !complaint.is_empty() && complaint != *last {
+                tracing::error!("the {what} stay as they were: {complaint}");
+            }
+            *last = complaint;
+        }
+    }
 }
 
 fn reload(served: &Served) {

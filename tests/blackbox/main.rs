@@ -1,4 +1,4 @@
-//! The server from outside: real process, real HTTP, tiny checkpoints.
+//! The server from outside: real process, real HTTP and gRPC, tiny checkpoints.
 
 mod bounds;
 mod built_in;
@@ -9,9 +9,11 @@ mod contract;
 mod dialects;
 mod errors;
 mod golden;
+mod grpc;
 mod invariance;
 mod load;
 mod models;
 mod offline;
+mod security;
 mod spans;
 mod streaming;

@@ -14,6 +14,7 @@ use crate::client::Client;
 pub struct Server {
     child: Child,
     address: String,
+    grpc: String,
     log: Arc<Mutex<Vec<Value>>>,
 }
 
@@ -26,7 +27,7 @@ impl Server {
     /// The same without a model of its own, unless the flags name one.
     pub fn start_without_model(flags: &[&str]) -> Self {
         let mut child = Command::new(binary())
-            .args(["--port", "0", "--log-format", "json"])
+            .args(["--port", "0", "--grpc-port", "0", "--log-format", "json"])
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()
@@ -40,19 +41,26 @@ impl Server {
                 // A line that is no JSON (a panic's message) is kept as a string, for the tests that look for it.
                 let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 if entry["fields"]["message"] == "listening" {
-                    let _ = listening.send(entry["fields"]["http"].as_str().unwrap_or_default().to_owned());
+                    let field = |name: &str| entry["fields"][name].as_str().unwrap_or_default().to_owned();
+                    let _ = listening.send((field("http"), field("grpc")));
                 }
                 kept.lock().expect("no panic holds it").push(entry);
             }
         });
         let address = address.recv_timeout(Duration::from_secs(60));
-        let address = address.unwrap_or_else(|_| panic!("the server did not listen: {:?}", log.lock()));
-        Self { child, address, log }
+        let (address, grpc) =
+            address.unwrap_or_else(|_| panic!("the server did not listen: {:?}", log.lock()));
+        Self { child, address, grpc, log }
     }
 
     /// A client of it.
     pub fn client(&self) -> Client {
         Client::new(&self.address)
+    }
+
+    /// `host:port` of gRPC.
+    pub fn grpc(&self) -> &str {
+        &self.grpc
     }
 
     /// `host:port`.

@@ -5,28 +5,23 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use qrm_proto::status::{ReloadRequest, ReloadResponse};
 
 use super::App;
 use super::error::ApiError;
 use super::json::JsonBody;
-
-/// All optional: `{}` reads the first model's checkpoint again.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Reload {
-    /// Name of a served model; the first.
-    model: Option<String>,
-    /// Directory or hub id; the one the model was started with.
-    source: Option<String>,
-}
+use super::openapi::Refusals;
 
 /// Answers once requests go to the new weights, 422 with the reason where they cannot be loaded: then nothing has changed.
+#[utoipa::path(
+    post, path = "/admin/reload", tag = "operation", summary = "A new checkpoint in the place of an old one; needs the admin key",
+    request_body = ReloadRequest,
+    responses((status = 200, description = "Requests go to the new weights", body = ReloadResponse), Refusals)
+)]
 pub(crate) async fn reload(
     State(app): State<Arc<App>>,
-    JsonBody(request, _held): JsonBody<Reload>,
-) -> Result<Json<Value>, ApiError> {
+    JsonBody(request, _held): JsonBody<ReloadRequest>,
+) -> Result<Json<ReloadResponse>, ApiError> {
     let start = Instant::now();
     let reloaded = tokio::task::spawn_blocking(move || {
         let served = app.served(request.model.as_deref())?;
@@ -36,10 +31,10 @@ pub(crate) async fn reload(
         Ok::<_, ApiError>((new, old))
     });
     let (new, old) = reloaded.await.map_err(|_| ApiError::internal("the reload panicked"))??;
-    Ok(Json(json!({
-        "model": *new.name,
-        "model_version": new.model.version(),
-        "previous_version": old,
-        "seconds": start.elapsed().as_secs_f64(),
-    })))
+    Ok(Json(ReloadResponse {
+        model: new.name.to_string(),
+        model_version: new.model.version().to_owned(),
+        previous_version: old,
+        seconds: start.elapsed().as_secs_f64(),
+    }))
 }

@@ -33,6 +33,33 @@ impl ApiError {
         Self::new(status, "invalid_request_error", code, message)
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.param.as_deref()
+    }
+
+    /// Seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.retry_after
+    }
+
+    /// 422: answers in parts cannot be normalised.
+    pub(crate) fn needs_all_rewards() -> Self {
+        let message = "normalize needs every reward before the first can be told";
+        Invalid::field("normalize", "not_available", message).into()
+    }
+
     /// 400: the body is not JSON.
     pub(crate) fn not_json(message: impl Into<String>) -> Self {
         Self::request(StatusCode::BAD_REQUEST, "not_json", message)

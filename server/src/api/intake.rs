@@ -1,10 +1,13 @@
 //! Request bodies: how much of them is held at once, and how slowly they may come.
 
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use tokio::time::Instant;
@@ -71,6 +74,57 @@ impl Intake {
             held.grow(data.len())?;
             bytes.extend_from_slice(&data);
         }
+    }
+}
+
+impl Intake {
+    /// A share for what did not come through [`Intake::read`].
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Result<Held, Unread> {
+        let mut held = Held { intake: self.clone(), bytes: 0 };
+        held.grow(bytes)?;
+        Ok(held)
+    }
+
+    /// A body that is read as it comes: it breaks off where all requests together hold too much.
+    pub(crate) fn meter(self: &Arc<Self>, body: Body) -> (Body, Meter) {
+        let meter = Meter(Arc::new(Mutex::new(Held { intake: self.clone(), bytes: 0 })));
+        (Body::new(Metered { body, meter: meter.clone() }), meter)
+    }
+}
+
+/// What of a body has come and is not yet made into anything.
+#[derive(Clone)]
+pub(crate) struct Meter(Arc<Mutex<Held>>);
+
+impl Meter {
+    /// All that has come was taken.
+    pub(crate) fn taken(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = Held { intake: held.intake.clone(), bytes: 0 };
+    }
+}
+
+struct Metered {
+    body: Body,
+    meter: Meter,
+}
+
+impl HttpBody for Metered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)?);
+        if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
+            let mut held = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.grow(data.len()).is_err() {
+                return Poll::Ready(Some(Err(axum::Error::new("too much is being read"))));
+            }
+        }
+        Poll::Ready(frame.map(Ok))
     }
 }
 

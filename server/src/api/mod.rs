@@ -1,25 +1,29 @@
-//! The HTTP front.
+//! The fronts: HTTP, and [`grpc`].
 //!
 //! - [`scoring`]: the way of every scoring request. [`dialects`]: what RL frameworks send.
 //! - [`rewards`]: `POST /v1/rewards`. [`ndjson`]: its answer line by line.
 //! - `tokenize`: `POST /tokenize`, `/detokenize`.
 //! - `status`: `GET /health /ready /v1/models /info /metrics`.
 //! - `admin`: `POST /admin/reload`.
+//! - `page`: `GET /` and `/docs`. `openapi`: `GET /openapi.json`.
 //! - [`error`]: every refusal in one shape.
 //! - `json`: bodies in. [`intake`]: how much of them, how slowly. `off_thread`: large ones do not hold up the others.
-//! - [`auth`]: API keys. `observe`: one log line and one count per request.
+//! - [`auth`]: who asks. `observe`: one log line and one count per request.
 //! - `linger`: a refusal reaches the client.
 
 mod admin;
 pub(crate) mod auth;
 mod dialects;
 pub(crate) mod error;
+pub(crate) mod grpc;
 pub(crate) mod intake;
 mod json;
 mod linger;
 mod ndjson;
 mod observe;
 mod off_thread;
+mod openapi;
+mod page;
 mod rewards;
 mod scoring;
 mod status;
@@ -28,21 +32,24 @@ mod tokenize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{Method, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::engine::Limits;
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::models::{Models, Served};
 use crate::request::Invalid;
-use auth::Keys;
 use dialects::{openrlhf, slime, trl, vllm};
 use intake::Intake;
 
@@ -56,6 +63,10 @@ pub(crate) struct App {
     pub(crate) intake: Arc<Intake>,
     pub(crate) overload_status: StatusCode,
     pub(crate) default_timeout: Option<Duration>,
+    /// Until a connection or stream on which nothing happens is closed.
+    pub(crate) idle_timeout: Duration,
+    /// Pages elsewhere whose scripts may call.
+    pub(crate) cors: CorsLayer,
 }
 
 impl App {
@@ -79,6 +90,19 @@ fn compression() -> CompressionLayer<impl Predicate> {
     CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_worth_it)
 }
 
+/// For scripts of pages from `origins`: `*`, or some of them; without any there is no such header.
+pub(crate) fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+    let origin = |origin: &String| origin.parse().with_context(|| format!("--cors-origin {origin}"));
+    let allowed = match origins {
+        [all] if all == "*" => AllowOrigin::any(),
+        some => AllowOrigin::list(some.iter().map(origin).collect::<anyhow::Result<Vec<_>>>()?),
+    };
+    let exposed = [RETRY_AFTER, rewards::PREFIX];
+    let methods = [Method::GET, Method::POST];
+    let layer = CorsLayer::new().allow_origin(allowed).allow_methods(methods).expose_headers(exposed);
+    Ok(layer.allow_headers([AUTHORIZATION, CONTENT_TYPE, ACCEPT]).max_age(Duration::from_secs(600)))
+}
+
 /// All routes with their layers.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -91,6 +115,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/admin/reload", post(admin::reload))
+        .route("/", get(page::scores))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(openapi::json))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
@@ -104,6 +131,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn(linger::linger))
         .layer(compression())
+        .layer(app.cors.clone())
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

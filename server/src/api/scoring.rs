@@ -1,26 +1,29 @@
-//! The way of every scoring request, whichever route it came by: read, queued, answered, shaped.
+//! The way of every scoring request, whichever front it came by: read, queued, answered, shaped.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
-use axum::response::Response;
 use qrm_model::Trajectory;
 use qrm_model::prefix_cache::prompt_key;
 use qrm_proto::{RewardsRequest, RewardsResponse};
 
+use super::auth::Client;
 use super::error::ApiError;
 use super::intake::Held;
 use super::ndjson::Lines;
 use super::{App, off_thread};
-use crate::engine::queue::Preparing;
-use crate::engine::{Engine, Terms};
+use crate::engine::queue::{Preparing, Refused};
+use crate::engine::{Engine, Terms, Ticket};
 use crate::models::Loaded;
 use crate::request::answer::Pending;
-use crate::request::{Invalid, prepare};
+use crate::request::prepare;
 
 /// About what an answer has.
 const BYTES_PER_TOKEN: usize = 16;
+
+/// Between tries for a place in a full queue.
+const PLACE: Duration = Duration::from_millis(10);
 
 /// A request that is read and not yet queued.
 pub(crate) struct Read {
@@ -33,7 +36,7 @@ pub(crate) struct Read {
 }
 
 /// Checks and tokenises a client's request.
-pub(crate) async fn read(app: &App, client: Arc<str>, request: RewardsRequest) -> Result<Read, ApiError> {
+pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> Result<Read, ApiError> {
     let arrived = Instant::now();
     let loaded = app.served(request.model.as_deref())?.current();
     if loaded.engine.is_closed() {
@@ -42,7 +45,7 @@ pub(crate) async fn read(app: &App, client: Arc<str>, request: RewardsRequest) -
     let expected = loaded.engine.expect();
     let timeout = request.timeout_ms.map(Duration::from_millis).or(app.default_timeout);
     let deadline = timeout.and_then(|t| arrived.checked_add(t));
-    let terms = Terms { client, priority: request.priority, deadline };
+    let terms = Terms { client: client.name.clone(), priority: request.priority, deadline };
 
     let (model, max_inputs) = (loaded.model.clone(), app.max_inputs);
     let prepared = tokio::task::spawn_blocking(move || prepare(request, &model, max_inputs));
@@ -50,6 +53,10 @@ pub(crate) async fn read(app: &App, client: Arc<str>, request: RewardsRequest) -
     let tokenize = arrived.elapsed();
     app.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
     let (trajectories, pending) = prepared.split();
+    if client.has_key {
+        let tokens: usize = trajectories.iter().map(Trajectory::len).sum();
+        app.metrics.key_tokens.with_label_values(&[&*client.name]).inc_by(tokens as u64);
+    }
     Ok(Read { loaded, trajectories, pending, terms, tokenize, expected })
 }
 
@@ -61,15 +68,68 @@ impl Read {
     }
 
     /// Queues, waits and shapes the answer. Dropped when the client disconnects, and with it the ticket and the queued work.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer<T: Send + 'static>(
         self,
         app: &App,
-        shape: impl FnOnce(RewardsResponse) -> Response + Send + 'static,
-    ) -> Result<Response, ApiError> {
-        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
+        shape: impl FnOnce(RewardsResponse) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.queue(app)?.answer(shape).await
+    }
+
+    fn queue(self, app: &App) -> Result<Queued, ApiError> {
+        let Self { loaded, trajectories, pending, terms, tokenize, expected: _expected } = self;
         let deadline = terms.deadline;
         let ticket = loaded.engine.submit(trajectories, terms).map_err(refused(app, &loaded.engine))?;
+        Ok(Queued { loaded, ticket, pending, tokenize, deadline })
+    }
+
+    /// The same, but waits for a place in the queue: for fronts that let their clients wait.
+    pub(crate) async fn queue_in_turn(self, app: &App) -> Result<Queued, ApiError> {
+        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
+        let mut waiting = Some(expected);
+        let ticket = loop {
+            let queued = loaded.engine.submit(trajectories.clone(), terms.clone());
+            drop(waiting.take()); // no batch waits for what waits for a batch
+            match queued {
+                Err(Refused::Full) if terms.deadline.is_none_or(|deadline| Instant::now() < deadline) => {
+                    tokio::time::sleep(PLACE).await;
+                }
+                queued => break queued.map_err(refused(app, &loaded.engine))?,
+            }
+        };
+        Ok(Queued { loaded, ticket, pending, tokenize, deadline: terms.deadline })
+    }
+
+    /// Queues; each trajectory is a line when it is scored. `held` is the body's share of what all may hold.
+    pub(crate) fn lines(self, app: &App, held: Held) -> Result<Lines, ApiError> {
+        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
+        if !pending.is_separable() {
+            return Err(ApiError::needs_all_rewards());
+        }
+        let deadline = terms.deadline;
+        let queued = loaded.engine.stream(trajectories, terms);
+        let (ticket, parts) = queued.map_err(refused(app, &loaded.engine))?;
         drop(expected);
+        Ok(Lines { parts, ticket, pending, loaded, tokenize, deadline, held })
+    }
+}
+
+/// A request whose answer will come.
+pub(crate) struct Queued {
+    loaded: Arc<Loaded>,
+    ticket: Ticket,
+    pending: Pending,
+    tokenize: Duration,
+    deadline: Option<Instant>,
+}
+
+impl Queued {
+    /// Waits and shapes the answer.
+    pub(crate) async fn answer<T: Send + 'static>(
+        self,
+        shape: impl FnOnce(RewardsResponse) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Self { loaded, ticket, pending, tokenize, deadline } = self;
         let output = match deadline {
             None => ticket.answer().await,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), ticket.answer())
@@ -80,22 +140,8 @@ impl Read {
         let answer = move || shape(pending.answer(output, &loaded.model, &loaded.name, tokenize));
         off_thread::run(bytes, answer).await
     }
-
-    /// Queues; each trajectory is a line when it is scored. `held` is the body's share of what all may hold.
-    pub(crate) fn lines(self, app: &App, held: Held) -> Result<Lines, ApiError> {
-        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
-        if !pending.is_separable() {
-            let message = "normalize needs every reward before the first can be told";
-            return Err(Invalid::field("normalize", "not_available", message).into());
-        }
-        let deadline = terms.deadline;
-        let queued = loaded.engine.stream(trajectories, terms);
-        let (ticket, parts) = queued.map_err(refused(app, &loaded.engine))?;
-        drop(expected);
-        Ok(Lines { parts, ticket, pending, loaded, tokenize, deadline, held })
-    }
 }
 
-fn refused(app: &App, engine: &Engine) -> impl Fn(crate::engine::queue::Refused) -> ApiError {
+fn refused(app: &App, engine: &Engine) -> impl Fn(Refused) -> ApiError {
     move |refused| ApiError::refused(refused, engine, app.overload_status)
 }

@@ -11,12 +11,23 @@ use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest
 use super::App;
 use super::error::ApiError;
 use super::json::JsonBody;
+use super::openapi::Refusals;
 use crate::request::Invalid;
 
+#[utoipa::path(
+    post, path = "/tokenize", tag = "tokens", summary = "The tokens of a text",
+    request_body = TokenizeRequest,
+    responses((status = 200, description = "Tokens", body = TokenizeResponse), Refusals)
+)]
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     JsonBody(request, _held): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
+    tokens(app, request).await.map(Json)
+}
+
+/// For any front.
+pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<TokenizeResponse, ApiError> {
     blocking(move || {
         let loaded = app.served(request.model.as_deref())?.current();
         let text = loaded.model.text();
@@ -47,6 +58,11 @@ pub(crate) async fn tokenize(
     .await
 }
 
+#[utoipa::path(
+    post, path = "/detokenize", tag = "tokens", summary = "The text of tokens",
+    request_body = DetokenizeRequest,
+    responses((status = 200, description = "Text", body = DetokenizeResponse), Refusals)
+)]
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     JsonBody(request, _held): JsonBody<DetokenizeRequest>,
@@ -62,14 +78,15 @@ pub(crate) async fn detokenize(
         Ok(DetokenizeResponse { prompt: prompt.map_err(|e| failed("tokens", &e))? })
     })
     .await
+    .map(Json)
 }
 
 /// Tokenising holds the CPU; async threads must not.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Invalid> + Send + 'static,
-) -> Result<Json<T>, ApiError> {
+) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
-    Ok(Json(done.map_err(|_| ApiError::internal("the request could not be read"))??))
+    Ok(done.map_err(|_| ApiError::internal("the request could not be read"))??)
 }
 
 fn failed(param: &str, error: &TextError) -> Invalid {

@@ -8,15 +8,17 @@ use axum::{Extension, Json};
 use qrm_proto::{Input, RewardsRequest, RewardsResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{sequence_score, text_input};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
+use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Query {
     /// Prompts with their responses, special tokens written out.
     query: Vec<String>,
@@ -25,7 +27,7 @@ pub(crate) struct Query {
     prompts: Vec<String>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Answer {
     rewards: Vec<f32>,
     scores: Vec<f32>,
@@ -34,9 +36,14 @@ struct Answer {
 }
 
 /// Of several URLs all but the first are sent empty lists, and answer them.
+#[utoipa::path(
+    post, path = "/get_reward", tag = "dialects", summary = "OpenRLHF: scores of whole answers, and token rewards",
+    request_body = Query,
+    responses((status = 200, description = "Scores, in the order of the request", body = Answer), Refusals)
+)]
 pub(crate) async fn get_reward(
     State(app): State<Arc<App>>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     JsonBody(request, held): JsonBody<Query>,
 ) -> Result<Response, ApiError> {
     if request.query.is_empty() {

@@ -8,20 +8,22 @@ use axum::{Extension, Json};
 use qrm_proto::request::ChatMessage;
 use qrm_proto::{Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
+use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Sample {
     prompt: Prompt,
     response: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Prompt {
     Text(String),
@@ -29,15 +31,20 @@ enum Prompt {
 }
 
 /// Other keys of a message are not the template's here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Message {
     role: String,
     content: String,
 }
 
+#[utoipa::path(
+    post, path = "/rm", tag = "dialects", summary = "slime: one sample",
+    request_body = Sample,
+    responses((status = 200, description = "Its score", body = Scored), Refusals)
+)]
 pub(crate) async fn rm(
     State(app): State<Arc<App>>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     JsonBody(Sample { prompt, response }, held): JsonBody<Sample>,
 ) -> Result<Response, ApiError> {
     let (prompt, messages) = match prompt {
@@ -57,7 +64,7 @@ pub(crate) async fn rm(
 }
 
 /// All of it becomes the sample's reward.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Scored {
     score: f32,
     token_rewards: Floats,

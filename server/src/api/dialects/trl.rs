@@ -12,15 +12,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use qrm_proto::{Datum, Input, RewardsRequest, RewardsResponse, TextOrIds};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
+use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Sequences {
     sequences: Vec<Vec<u32>>,
     prompt_lengths: Vec<usize>,
@@ -29,7 +30,7 @@ pub(crate) struct Sequences {
     response_format: Format,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Format {
     #[default]
@@ -37,9 +38,14 @@ enum Format {
     Binary,
 }
 
+#[utoipa::path(
+    post, path = "/get_sequence_logprobs/", tag = "dialects", summary = "TRL: log φ of every response token",
+    request_body = Sequences,
+    responses((status = 200, description = "As lists, or as base64", body = Logprobs), Refusals)
+)]
 pub(crate) async fn get_sequence_logprobs(
     State(app): State<Arc<App>>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     JsonBody(request, held): JsonBody<Sequences>,
 ) -> Result<Response, ApiError> {
     let format = request.response_format;
@@ -51,7 +57,7 @@ pub(crate) async fn get_sequence_logprobs(
     };
     let read = scoring::read(&app, client, request).await?;
     let answer = read.answer(&app, move |answer| match format {
-        Format::Json => Json(Lists::of(&answer)).into_response(),
+        Format::Json => Json(lists(&answer)).into_response(),
         Format::Binary => Json(arrays(&answer)).into_response(),
     });
     let answer = answer.await;
@@ -83,28 +89,36 @@ fn inputs(request: Sequences) -> Result<Vec<Input>, Invalid> {
     sequences.into_iter().zip(prompt_lengths).enumerate().map(one).collect()
 }
 
-/// `[B][T][1]` each.
-#[derive(Serialize)]
-struct Lists {
-    logprobs: Vec<Vec<[f32; 1]>>,
-    logprob_token_ids: Vec<Vec<[u32; 1]>>,
+/// As it was asked for.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Logprobs {
+    /// `[B][T][1]` each.
+    Lists { logprobs: Vec<Vec<[f32; 1]>>, logprob_token_ids: Vec<Vec<[u32; 1]>> },
+    /// float32 and int32, little-endian, rows padded with −inf and 0.
+    Arrays {
+        logprobs_b64: String,
+        token_ids_b64: String,
+        actual_logprobs_b64: String,
+        actual_token_ids_b64: String,
+        /// B, T_max, 1
+        shape: [usize; 3],
+        completion_lengths: Vec<usize>,
+    },
 }
 
-impl Lists {
-    fn of(answer: &RewardsResponse) -> Self {
-        let logprobs = |d: &Datum| d.rewards.values().iter().map(|v| [*v]).collect();
-        let ids = |d: &Datum| d.token_ids.iter().flatten().map(|id| [*id]).collect();
-        Self {
-            logprobs: answer.data.iter().map(logprobs).collect(),
-            logprob_token_ids: answer.data.iter().map(ids).collect(),
-        }
+fn lists(answer: &RewardsResponse) -> Logprobs {
+    let logprobs = |d: &Datum| d.rewards.values().iter().map(|v| [*v]).collect();
+    let ids = |d: &Datum| d.token_ids.iter().flatten().map(|id| [*id]).collect();
+    Logprobs::Lists {
+        logprobs: answer.data.iter().map(logprobs).collect(),
+        logprob_token_ids: answer.data.iter().map(ids).collect(),
     }
 }
 
-/// float32 and int32, little-endian, rows padded with −inf and 0.
-fn arrays(answer: &RewardsResponse) -> Value {
-    let lengths: Vec<usize> = answer.data.iter().map(|d| d.length).collect();
-    let longest = lengths.iter().copied().max().unwrap_or(0);
+fn arrays(answer: &RewardsResponse) -> Logprobs {
+    let completion_lengths: Vec<usize> = answer.data.iter().map(|d| d.length).collect();
+    let longest = completion_lengths.iter().copied().max().unwrap_or(0);
     let (mut logprobs, mut token_ids) = (Vec::new(), Vec::new());
     for datum in &answer.data {
         let values = datum.rewards.values().iter().copied().chain(std::iter::repeat(f32::NEG_INFINITY));
@@ -113,12 +127,12 @@ fn arrays(answer: &RewardsResponse) -> Value {
         token_ids.extend(ids.take(longest).flat_map(i32::to_le_bytes));
     }
     let (logprobs, token_ids) = (BASE64_STANDARD.encode(logprobs), BASE64_STANDARD.encode(token_ids));
-    json!({
-        "logprobs_b64": logprobs,
-        "token_ids_b64": token_ids,
-        "actual_logprobs_b64": logprobs,
-        "actual_token_ids_b64": token_ids,
-        "shape": [lengths.len(), longest, 1],
-        "completion_lengths": lengths,
-    })
+    Logprobs::Arrays {
+        actual_logprobs_b64: logprobs.clone(),
+        actual_token_ids_b64: token_ids.clone(),
+        logprobs_b64: logprobs,
+        token_ids_b64: token_ids,
+        shape: [completion_lengths.len(), longest, 1],
+        completion_lengths,
+    }
 }

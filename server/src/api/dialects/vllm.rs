@@ -15,15 +15,17 @@ use qrm_model::{RewardModel, TextError};
 use qrm_proto::{EncodingFormat, Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::JsonBody;
+use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Texts {
     model: Option<String>,
     input: Option<OneOrMore>,
@@ -40,7 +42,7 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum OneOrMore {
     Text(String),
@@ -50,12 +52,17 @@ enum OneOrMore {
 }
 
 /// Other keys of a message are not the template's here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Turn {
     role: String,
     content: String,
 }
 
+#[utoipa::path(
+    post, path = "/classify", tag = "dialects", summary = "vLLM: one number a text",
+    request_body = Texts,
+    responses((status = 200, description = "Scores", body = List<Class>), Refusals)
+)]
 pub(crate) async fn classify(
     State(app): State<Arc<App>>,
     client: Extension<Client>,
@@ -71,6 +78,11 @@ pub(crate) async fn classify(
     answer
 }
 
+#[utoipa::path(
+    post, path = "/pooling", tag = "dialects", summary = "vLLM: one number a token of the whole input",
+    request_body = Texts,
+    responses((status = 200, description = "Rewards", body = List<Pooled>), Refusals)
+)]
 pub(crate) async fn pooling(
     State(app): State<Arc<App>>,
     client: Extension<Client>,
@@ -97,7 +109,7 @@ pub(crate) async fn pooling(
 /// Scores every text as one trajectory; `shape` also gets how many tokens at its begin have no reward.
 async fn score<D: Serialize>(
     app: Arc<App>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     request: Texts,
     shape: impl FnOnce(RewardsResponse, usize) -> List<D> + Send + 'static,
 ) -> Result<Response, ApiError> {
@@ -153,7 +165,7 @@ fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid
     Ok(RewardsRequest { model: name, inputs, ..RewardsRequest::default() })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Class {
     index: usize,
     label: &'static str,
@@ -161,14 +173,14 @@ struct Class {
     num_classes: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Pooled {
     index: usize,
     object: &'static str,
     data: Rows,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Rows {
     Lists(Vec<[f32; 1]>),
@@ -176,7 +188,7 @@ enum Rows {
 }
 
 /// The frame of vLLM's answers.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct List<D> {
     id: String,
     object: &'static str,

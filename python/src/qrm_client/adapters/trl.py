@@ -1,0 +1,94 @@
+"""TRL: a reward function for GRPO, and a GRPO trainer whose advantages are per token.
+
+    from qrm_client import Client
+    from qrm_client.adapters.trl import TokenGRPOTrainer, reward_function
+
+    client = Client("http://rewards:8080")
+    trainer = TokenGRPOTrainer(client=client, reward_funcs=reward_function(client), model=…, args=…, train_dataset=…)
+
+Written for TRL 1.16: what it relies on are ``reward_funcs``, ``_generate_and_score_completions`` and that advantages may
+be ``(B, T)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from trl import GRPOTrainer
+
+from .. import Client, Input
+from .align import align
+
+
+def _prompt(prompt):
+    """TRL's prompt: text, or chat messages."""
+    return prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
+
+
+def _text(completion) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def reward_function(client: Client, **options):
+    """A function for ``reward_funcs``: the mean token reward of each completion's text. TRL passes no prompt ids here, so
+    this one is of text; the trainer below is of ids."""
+
+    def qrm(prompts, completions, **_):
+        inputs = [Input.one(_prompt(p), _text(c)) for p, c in zip(prompts, completions)]
+        return [trajectory.score for trajectory in client.score(inputs, **options)]
+
+    return qrm
+
+
+class TokenGRPOTrainer(GRPOTrainer):
+    """GRPO with ``A_t = sequence_weight · A + token_weight · r̂_t``.
+
+    ``A`` is GRPO's own advantage of the completion, ``r̂_t`` the server's reward of its token t over all processes'
+    completions: ``(r − μ)/σ`` (``standard``), ``r/σ`` (``std``, as the released Q-RM code has it) or ``r`` (``none``).
+    ``alignment`` is ``ids`` or ``spans``. The rewards as they came are in the batch as ``token_rewards``, ``(B, T)``.
+    """
+
+    def __init__(self, *args, client: Client, sequence_weight: float = 1.0, token_weight: float = 1.0,
+                 normalize: str = "standard", alignment: str = "ids", **kwargs):
+        super().__init__(*args, **kwargs)
+        if normalize not in ("none", "std", "standard"):
+            raise ValueError(f"normalize is {normalize!r}, none of 'none', 'std', 'standard'")
+        self._client, self._alignment, self._normalize = client, alignment, normalize
+        self._sequence_weight, self._token_weight = sequence_weight, token_weight
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        mask = batch["completion_mask"]
+        if "tool_mask" in batch:
+            mask = mask * batch["tool_mask"]
+        rewards = self._token_rewards(batch).to(mask.device)
+        batch["token_rewards"] = rewards
+        tokens = self._token_weight * self._normalized(rewards, mask)
+        batch["advantages"] = (self._sequence_weight * batch["advantages"].unsqueeze(1) + tokens) * mask
+        return batch
+
+    def _token_rewards(self, batch) -> torch.Tensor:
+        """``(B, T)`` float32, zero where there is no completion."""
+        rows = zip(batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"])
+        lengths, asked = [], []
+        for prompt, prompt_mask, completion, completion_mask in rows:
+            ids = completion[completion_mask.bool()].tolist()
+            lengths.append(len(ids))
+            if ids:
+                prompt = prompt[prompt_mask.bool()].tolist()
+                asked.append(align(None, prompt, ids, self.processing_class, self._alignment))
+        scored = iter(self._client.score(asked)) if asked else iter(())
+        out = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32)
+        for row, length in zip(out, lengths):
+            if length:
+                row[:length] = torch.from_numpy(next(scored).rewards)
+        return out
+
+    def _normalized(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self._normalize == "none":
+            return rewards
+        own = (rewards * mask).double()
+        moments = torch.stack([mask.sum().double(), own.sum(), own.square().sum()])
+        count, total, squares = self.accelerator.gather(moments.unsqueeze(0)).sum(dim=0)
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt().clamp(min=1e-8)
+        return ((rewards - mean * (self._normalize == "standard")) / std).to(rewards.dtype)

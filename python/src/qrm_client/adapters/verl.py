@@ -1,0 +1,88 @@
+"""verl: a reward function for whole answers, and an agent-loop manager that delivers rewards per token.
+
+Whole answers (any advantage estimator)::
+
+    reward.custom_reward_function.path=pkg://qrm_client.adapters.verl
+    reward.custom_reward_function.name=compute_score
+
+Per token (``gae``, ``reinforce_plus_plus``, ``remax``: estimators that read every token's reward)::
+
+    actor_rollout_ref.rollout.agent.agent_loop_manager_class=qrm_client.adapters.verl.TokenRewardManager
+
+Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_OUTCOME_WEIGHT`` (of the score that
+verl's own reward function put at the last token; default 0). Written for verl 0.9.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+
+from .. import AsyncClient, Client
+from .align import align
+
+try:  # the manager needs ray and verl's rollout; the reward function does not
+    from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+except ImportError:
+    AgentLoopManager = object
+
+
+def _settings() -> dict[str, str | None]:
+    return {"url": os.environ.get("QRM_URL", "http://127.0.0.1:8080"), "key": os.environ.get("QRM_KEY")}
+
+
+@lru_cache(maxsize=1)
+def _async_client() -> AsyncClient:
+    return AsyncClient(**_settings())
+
+
+async def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    """verl's ``custom_reward_function``: the mean token reward of the decoded answer. Its prompt is ``extra_info``'s
+    ``prompt`` (text or messages), else its ``question``. Calls of one worker go together."""
+    prompt = next((extra_info[name] for name in ("prompt", "question") if extra_info and name in extra_info), None)
+    if prompt is None:
+        raise KeyError("extra_info has neither 'prompt' nor 'question': the reward model has to see what was asked")
+    prompt = prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
+    return {"score": (await _async_client().reward(prompt, solution_str)).score}
+
+
+def token_rewards(batch, client: Client, tokenizer=None, alignment: str = "ids") -> torch.Tensor:
+    """``(B, response_length)`` float32 for a ``DataProto``'s tensors: the server's reward at every token that the policy
+    wrote (``response_mask``), zero elsewhere. One request for all rows; what they share is computed once."""
+    prompts, responses, attention = batch["prompts"], batch["responses"], batch["attention_mask"].bool()
+    width = prompts.size(1)
+    written = batch["response_mask"] if "response_mask" in batch.keys() else attention[:, width:]
+    asked, places = [], []
+    for row, (prompt, response, mask) in enumerate(zip(prompts, responses, attention)):
+        ids = response[mask[width:]].tolist()
+        if ids:
+            asked.append(align(None, prompt[mask[:width]].tolist(), ids, tokenizer, alignment))
+            places.append((row, mask[width:]))
+    out = torch.zeros(responses.shape, dtype=torch.float32)
+    for (row, mask), scored in zip(places, client.score(asked) if asked else ()):
+        out[row][mask.cpu()] = torch.from_numpy(scored.rewards)
+    return out.to(responses.device) * written
+
+
+class TokenRewardManager(AgentLoopManager):
+    """Fills ``rm_scores`` once all answers of a step are there."""
+
+    async def generate_sequences(self, prompts):
+        output = await super().generate_sequences(prompts)
+        tokenizer = self._tokenizer() if os.environ.get("QRM_ALIGNMENT") == "spans" else None
+        with Client(**_settings()) as client:
+            rewards = token_rewards(output.batch, client, tokenizer, os.environ.get("QRM_ALIGNMENT", "ids"))
+        weight = float(os.environ.get("QRM_OUTCOME_WEIGHT", "0"))
+        if weight and "rm_scores" in output.batch.keys():
+            rewards = rewards + weight * output.batch["rm_scores"]
+        output.batch["rm_scores"] = rewards
+        output.meta_info.setdefault("reward_extra_keys", [])
+        return output
+
+    def _tokenizer(self):
+        from transformers import AutoTokenizer
+
+        model = self.model_config
+        return AutoTokenizer.from_pretrained(model.get("tokenizer_path") or model.path)

@@ -1,0 +1,117 @@
+//! What every call passes before its method: the key, the size and pace of its body, its deadline; and its count.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
+use tonic::{Code, Status};
+
+use crate::api::App;
+use crate::api::auth;
+use crate::api::error::ApiError;
+use crate::api::intake::Unread;
+
+/// Clients must not be able to make label values up.
+const METHODS: [&str; 8] = [
+    "/qrm.v1.RewardService/Score",
+    SCORE_STREAM,
+    "/qrm.v1.RewardService/Info",
+    "/qrm.v1.RewardService/Tokenize",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+const SCORE_STREAM: &str = "/qrm.v1.RewardService/ScoreStream";
+
+/// When the call's answer is no longer wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(pub(super) Instant);
+
+pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let method = METHODS.into_iter().find(|m| *m == request.uri().path()).unwrap_or("unknown");
+    let response = match admit(&app, method, request).await {
+        Ok(request) => next.run(request).await,
+        Err(error) => Status::from(error).into_http(),
+    };
+    // A call that ends well, and a stream however it ends, says so after its messages.
+    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    let (status, time) = (format!("{code:?}"), start.elapsed());
+    app.metrics.requests.with_label_values(&[method, &status]).inc();
+    app.metrics.request_seconds.with_label_values(&[method]).observe(time.as_secs_f64());
+    tracing::info!(route = method, status, ms = time.as_micros() as f64 / 1e3, "call");
+    response
+}
+
+async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request, ApiError> {
+    auth::admit(app, &mut request)?;
+    if let Some(timeout) = timeout(request.headers()) {
+        let deadline = Instant::now().checked_add(timeout);
+        deadline.map(|deadline| request.extensions_mut().insert(Deadline(deadline)));
+    }
+    if method == SCORE_STREAM {
+        let (mut head, body) = request.into_parts();
+        let (body, meter) = app.intake.meter(body);
+        head.extensions.insert(meter);
+        return Ok(Request::from_parts(head, body));
+    }
+    // Streams of the other services are none that a client could make long.
+    if !method.starts_with("/qrm.v1.") {
+        return Ok(request);
+    }
+    let (mut head, body) = request.into_parts();
+    let body = app.intake.read(body).await;
+    let (body, held) = body.map_err(|unread| match unread {
+        Unread::TooLarge => ApiError::body_too_large(app.intake.most_each()),
+        Unread::Full => ApiError::full("too much is being read", app.retry_after(), app.overload_status),
+        Unread::Slow => ApiError::too_slow(),
+        Unread::Broken => ApiError::not_json("the message cannot be read to its end"),
+    })?;
+    head.extensions.insert(Arc::new(held)); // goes when the message has been decoded
+    Ok(Request::from_parts(head, Body::from(body)))
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect("a header"));
+            timeout(&headers)
+        };
+        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for bad in ["", "5", "S", "123456789S", "-1S", "1.5S", "5s"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! `ScoreStream`: trajectories as they come, each answered as soon as it is scored.
+//!
+//! Everything happens while the client reads: it is what the answer's stream does to have a next message. So a client that
+//! does not read is not read from, and one that goes takes its waiting work with it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt, unfold};
+use prost::Message;
+use qrm_proto::RewardsResponse;
+use qrm_proto::v1::score_stream_response::Result as Kind;
+use qrm_proto::v1::{self, Options, ScoreStreamRequest, ScoreStreamResponse, Summary};
+use tonic::{Status, Streaming};
+
+use super::service::too_much;
+use super::{status, wire};
+use crate::api::auth::Client;
+use crate::api::error::ApiError;
+use crate::api::intake::Meter;
+use crate::api::{App, scoring};
+
+/// Inputs of one stream that are at work: enough to fill batches, few enough that streams do not fill the queue.
+const AT_ONCE: usize = 1024;
+
+struct Scoring {
+    app: Arc<App>,
+    client: Client,
+    deadline: Option<Instant>,
+    meter: Option<Meter>,
+    incoming: Streaming<ScoreStreamRequest>,
+    /// With the first message.
+    options: Option<Options>,
+    /// How many there were.
+    inputs: u32,
+    at_work: FuturesUnordered<BoxFuture<'static, Vec<Part>>>,
+    /// Ready to be sent.
+    ready: VecDeque<ScoreStreamResponse>,
+    total: Total,
+    /// What comes after the last of `ready`, once no more is at work.
+    end: End,
+}
+
+/// A message, and what it adds to the summary.
+type Part = (ScoreStreamResponse, Option<Summary>);
+
+enum End {
+    /// There may be more to read.
+    Open,
+    /// The client has sent everything.
+    Read,
+    /// Nothing comes any more.
+    Over,
+}
+
+/// The answers to what comes in.
+pub(super) fn scores(
+    app: Arc<App>,
+    client: Client,
+    deadline: Option<Instant>,
+    meter: Option<Meter>,
+    incoming: Streaming<ScoreStreamRequest>,
+) -> impl Stream<Item = Result<ScoreStreamResponse, Status>> {
+    let scoring = Scoring {
+        app,
+        client,
+        deadline,
+        meter,
+        incoming,
+        options: None,
+        inputs: 0,
+        at_work: FuturesUnordered::new(),
+        ready: VecDeque::new(),
+        total: Total::default(),
+        end: End::Open,
+    };
+    unfold(scoring, |mut scoring| async move {
+        let next = match scoring.deadline {
+            None => scoring.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), scoring.next())
+                .await
+                .unwrap_or_else(|_| Err(ApiError::deadline().into())),
+        };
+        if next.is_err() {
+            scoring.end = End::Over;
+            scoring.at_work.clear();
+        }
+        Some((next.transpose()?, scoring))
+    })
+}
+
+impl Scoring {
+    async fn next(&mut self) -> Result<Option<ScoreStreamResponse>, Status> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Ok(Some(message));
+            }
+            match self.end {
+                End::Over => return Ok(None),
+                End::Read if self.at_work.is_empty() => {
+                    self.end = End::Over;
+                    let summary = Kind::Summary(std::mem::take(&mut self.total).summary());
+                    return Ok(Some(ScoreStreamResponse { result: Some(summary), ..Default::default() }));
+                }
+                _ => {}
+            }
+            let may_read = matches!(self.end, End::Open) && self.at_work.len() < AT_ONCE;
+            let idle = self.at_work.is_empty().then_some(self.app.idle_timeout);
+            tokio::select! {
+                Some(parts) = self.at_work.next() => self.take(parts),
+                message = self.incoming.message(), if may_read => self.begin(message?)?,
+                () = until(idle) => return Err(Status::cancelled("nothing came for too long")),
+            }
+        }
+    }
+
+    /// A message of the client, or its last was before.
+    fn begin(&mut self, message: Option<ScoreStreamRequest>) -> Result<(), Status> {
+        let Some(ScoreStreamRequest { options, input }) = message else {
+            self.end = End::Read;
+            return Ok(());
+        };
+        if let Some(meter) = &self.meter {
+            meter.taken();
+        }
+        if self.options.is_none() {
+            let options = options.unwrap_or_default();
+            if !matches!(options.normalize.as_str(), "" | "none") {
+                return Err(ApiError::needs_all_rewards().into());
+            }
+            self.options = Some(options);
+        } else if options.is_some() {
+            return Err(Status::invalid_argument("options come with the first message only"));
+        }
+        let Some(input) = input else { return Ok(()) };
+        let held = self.app.intake.hold(input.encoded_len()).map_err(|_| too_much(&self.app))?;
+        let (app, client, deadline) = (self.app.clone(), self.client.clone(), self.deadline);
+        let (options, place) = (self.options.clone().unwrap_or_default(), self.inputs);
+        self.inputs = self.inputs.saturating_add(1);
+        self.at_work.push(Box::pin(async move {
+            let id = input.id.clone();
+            let parts = match one(&app, client, options, input, deadline).await {
+                Ok(answer) => parts(answer, place),
+                Err(error) => vec![(refusal(error, place, id), None)],
+            };
+            drop(held);
+            parts
+        }));
+        Ok(())
+    }
+
+    fn take(&mut self, parts: Vec<Part>) {
+        for (message, summary) in parts {
+            self.ready.push_back(message);
+            if let Some(summary) = summary {
+                self.total.add(summary);
+            }
+        }
+    }
+}
+
+/// After that time, or never.
+async fn until(time: Option<std::time::Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One input on the way that all requests go.
+async fn one(
+    app: &App,
+    client: Client,
+    options: Options,
+    input: v1::Input,
+    deadline: Option<Instant>,
+) -> Result<RewardsResponse, ApiError> {
+    let native = wire::request(options, vec![input], deadline)?;
+    let read = scoring::read(app, client, native).await?;
+    read.queue_in_turn(app).await?.answer(|answer| answer).await
+}
+
+fn parts(mut answer: RewardsResponse, place: u32) -> Vec<Part> {
+    let mut summary = Some(wire::summary(&answer));
+    let data = std::mem::take(&mut answer.data).into_iter();
+    let part = |datum| {
+        let trajectory = v1::Trajectory { input: place, ..wire::trajectory(datum) };
+        let model_version = answer.model_version.clone();
+        let result = Some(Kind::Trajectory(trajectory));
+        (ScoreStreamResponse { model_version, result }, summary.take())
+    };
+    data.map(part).collect()
+}
+
+fn refusal(error: ApiError, input: u32, id: String) -> ScoreStreamResponse {
+    let error = v1::Error {
+        input,
+        id,
+        status: status::code(&error) as i32,
+        code: error.code().to_owned(),
+        message: error.message().to_owned(),
+        param: error.param().unwrap_or_default().to_owned(),
+    };
+    ScoreStreamResponse { result: Some(Kind::Error(error)), ..Default::default() }
+}
+
+/// The summaries of all inputs as one.
+#[derive(Default)]
+struct Total {
+    last: Option<Summary>,
+    stats: v1::Stats,
+    usage: v1::Usage,
+    /// Σ (r − mean)².
+    squares: f64,
+}
+
+impl Total {
+    fn add(&mut self, summary: Summary) {
+        if let Some(usage) = summary.usage {
+            self.usage.prompt_tokens += usage.prompt_tokens;
+            self.usage.response_tokens += usage.response_tokens;
+            self.usage.computed_tokens += usage.computed_tokens;
+            self.usage.cached_tokens += usage.cached_tokens;
+        }
+        if let Some(v1::Stats { count, mean, std }) = summary.stats.filter(|stats| stats.count > 0) {
+            let (have, more) = (self.stats.count as f64, count as f64);
+            let away = mean - self.stats.mean;
+            self.squares += std * std * more + away * away * have * more / (have + more);
+            self.stats.mean += away * more / (have + more);
+            self.stats.count += count;
+        }
+        self.last = Some(summary);
+    }
+
+    fn summary(self) -> Summary {
+        let std = (self.squares / self.stats.count.max(1) as f64).sqrt();
+        Summary {
+            stats: Some(v1::Stats { std, ..self.stats }),
+            usage: Some(self.usage),
+            timing: None, // of inputs that were at work side by side
+            ..self.last.unwrap_or_default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qrm_model::reward::Stats;
+
+    use super::*;
+
+    #[test]
+    fn statistics_of_parts_are_those_of_the_whole() {
+        let parts: [&[f32]; 4] = [&[-1.0, -2.5], &[-0.25], &[-100.0, -101.0, -99.5], &[-1e-3]];
+        let mut total = Total::default();
+        for part in parts {
+            let Stats { count, mean, std } = Stats::of(part.iter());
+            let stats = Some(v1::Stats { count: count as u64, mean, std });
+            total.add(Summary { stats, ..Summary::default() });
+        }
+        let (whole, got) = (Stats::of(parts.concat().iter()), total.summary().stats.expect("stats"));
+        assert_eq!(got.count as usize, whole.count);
+        assert!((got.mean - whole.mean).abs() < 1e-12 * whole.mean.abs(), "{got:?}, {whole:?}");
+        assert!((got.std - whole.std).abs() < 1e-12 * whole.std, "{got:?}, {whole:?}");
+    }
+}

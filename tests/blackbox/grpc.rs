@@ -1,0 +1,414 @@
+//! The gRPC port: the same service, and trajectories as they come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::{iter, repeat_with};
+use prost::Message as _;
+use qrm_proto::v1::input::Context;
+use qrm_proto::v1::response::Content;
+use qrm_proto::v1::reward_service_client::RewardServiceClient;
+use qrm_proto::v1::score_stream_response::Result as Kind;
+use qrm_proto::v1::{
+    Input, Messages, Options, Range, Response, ScoreRequest, ScoreStreamRequest, TokenIds, TokenizeRequest,
+    Trajectory, tokenize_request,
+};
+use qrm_tests::{Rng, Server, fixture};
+use serde_json::{Value, json};
+use tonic::codec::CompressionEncoding;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+type Client = RewardServiceClient<Channel>;
+
+async fn channel(server: &Server) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc())).expect("an address");
+    endpoint.connect().await.expect("connects")
+}
+
+async fn connect(server: &Server) -> Client {
+    RewardServiceClient::new(channel(server).await).max_decoding_message_size(64 << 20)
+}
+
+fn ids(of: &Value) -> TokenIds {
+    let ids = of.as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32);
+    TokenIds { ids: ids.collect() }
+}
+
+/// An input of token ids, as JSON has it.
+fn input(of: &Value) -> Input {
+    let responses = match of["responses"].as_array() {
+        Some(group) => group.iter().collect(),
+        None => vec![&of["response"]],
+    };
+    let response = |of: &Value| Response { content: Some(Content::Ids(ids(of))) };
+    Input {
+        context: Some(Context::PromptIds(ids(&of["prompt"]))),
+        responses: responses.into_iter().map(response).collect(),
+        ..Input::default()
+    }
+}
+
+fn inputs(request: &Value) -> Vec<Input> {
+    request["inputs"].as_array().expect("inputs").iter().map(input).collect()
+}
+
+fn text(text: &str) -> Response {
+    Response { content: Some(Content::Text(text.into())) }
+}
+
+fn floats(of: &Value) -> Vec<f32> {
+    of.as_array().expect("numbers").iter().map(|x| x.as_f64().expect("a number") as f32).collect()
+}
+
+fn same(trajectory: &Trajectory, datum: &Value) {
+    assert_eq!(trajectory.index, datum["index"].as_u64().expect("an index") as u32);
+    assert_eq!(trajectory.rewards, floats(&datum["rewards"]));
+    assert_eq!(f64::from(trajectory.score) as f32, datum["score"].as_f64().expect("a score") as f32);
+}
+
+/// A stream's messages: trajectories in any order, errors by input, whether a summary came, how it ended.
+async fn read(
+    mut stream: tonic::Streaming<qrm_proto::v1::ScoreStreamResponse>,
+) -> (Vec<Trajectory>, Vec<qrm_proto::v1::Error>, Option<qrm_proto::v1::Summary>, Result<(), Status>) {
+    let (mut data, mut errors, mut summary) = (Vec::new(), Vec::new(), None);
+    loop {
+        match stream.message().await {
+            Ok(None) => return (data, errors, summary, Ok(())),
+            Err(status) => return (data, errors, summary, Err(status)),
+            Ok(Some(message)) => {
+                assert!(summary.is_none(), "the summary is the last");
+                match message.result.expect("a result") {
+                    Kind::Trajectory(one) => {
+                        assert!(!message.model_version.is_empty());
+                        data.push(one);
+                    }
+                    Kind::Error(error) => errors.push(error),
+                    Kind::Summary(all) => summary = Some(all),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_rewards_as_over_http() {
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let (http, mut client) = (server.client(), connect(&server).await);
+    let mut rng = Rng::new(1);
+    let mut request = rng.request(20);
+    let group: Vec<_> = (0..4).map(|_| rng.ids(9)).collect();
+    request["inputs"].as_array_mut().expect("inputs").push(json!({"prompt": rng.ids(7), "responses": group}));
+    request["include"] = json!(["token_ids", "tokens", "logit", "logsumexp", "max", "entropy"]);
+    request["scale"] = json!(0.5);
+    request["normalize"] = json!("standard");
+    let over_http = http.rewards(&request).ok();
+    let options = Options {
+        scale: Some(0.5),
+        normalize: "standard".into(),
+        include: ["token_ids", "tokens", "logit", "logsumexp", "max", "entropy"].map(String::from).to_vec(),
+        ..Options::default()
+    };
+    let score = ScoreRequest { options: Some(options), inputs: inputs(&request) };
+    // Compressed and not.
+    for mut client in [
+        client.clone(),
+        client
+            .clone()
+            .send_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Gzip),
+    ] {
+        let answer = client.score(score.clone()).await.expect("scores").into_inner();
+        let data = over_http["data"].as_array().expect("data");
+        assert_eq!(answer.data.len(), data.len());
+        for (trajectory, datum) in answer.data.iter().zip(data) {
+            same(trajectory, datum);
+            assert_eq!(trajectory.entropy, floats(&datum["entropy"]));
+            assert_eq!(trajectory.logsumexp, floats(&datum["logsumexp"]));
+            assert_eq!(trajectory.max, floats(&datum["max"]));
+            assert_eq!(trajectory.logit, floats(&datum["logit"]));
+            assert_eq!(trajectory.token_ids, ids(&datum["token_ids"]).ids);
+            assert_eq!(json!(trajectory.tokens), datum["tokens"]);
+        }
+        let summary = answer.summary.expect("a summary");
+        assert_eq!(summary.model_version, over_http["model_version"]);
+        assert_eq!(json!(summary.stats.expect("stats").mean), over_http["stats"]["mean"]);
+        assert_eq!(
+            json!(summary.usage.expect("usage").response_tokens),
+            over_http["usage"]["response_tokens"]
+        );
+    }
+    // Text, a conversation, spans.
+    let turns = vec![qrm_proto::v1::Message { role: "user".into(), content: "How many?".into() }];
+    let inputs = vec![
+        Input {
+            id: "a".into(),
+            context: Some(Context::Prompt("2 + 2 =".into())),
+            responses: vec![text(" four"), text(" 4")],
+            ..Input::default()
+        },
+        Input {
+            context: Some(Context::Messages(Messages { messages: turns })),
+            responses: vec![text("eleven")],
+            spans: vec![Range { begin: 0, end: 2 }, Range { begin: 2, end: 6 }],
+            ..Input::default()
+        },
+    ];
+    let over_http = http.rewards(&json!({"include": ["offsets"], "inputs": [
+        {"id": "a", "prompt": "2 + 2 =", "responses": [" four", " 4"]},
+        {"messages": [{"role": "user", "content": "How many?"}], "response": "eleven", "spans": [[0, 2], [2, 6]]},
+    ]}));
+    let over_http = over_http.ok();
+    let options = Options { include: vec!["offsets".into()], ..Options::default() };
+    let answer =
+        client.score(ScoreRequest { options: Some(options), inputs }).await.expect("scores").into_inner();
+    for (trajectory, datum) in answer.data.iter().zip(over_http["data"].as_array().expect("data")) {
+        same(trajectory, datum);
+        assert_eq!(trajectory.id, datum["id"].as_str().unwrap_or_default());
+        let offsets: Vec<_> = trajectory.offsets.iter().map(|r| json!([r.begin, r.end])).collect();
+        assert_eq!(json!(offsets), datum["offsets"]);
+    }
+    assert_eq!(answer.data[2].rewards.len(), 2);
+    // The rest of the service.
+    let info = client.info(qrm_proto::v1::InfoRequest {}).await.expect("info").into_inner();
+    assert_eq!((info.models[0].name.as_str(), info.models[0].head.as_str()), ("qwen2", "q_vocab"));
+    let content = Some(tokenize_request::Content::Prompt("2 + 2".into()));
+    let tokens = client.tokenize(TokenizeRequest { content, ..Default::default() }).await.expect("tokens");
+    let over_http = http.post("/tokenize", &json!({"prompt": "2 + 2"})).ok();
+    assert_eq!(json!(tokens.into_inner().tokens), over_http["tokens"]);
+    server.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals() {
+    let keys = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(keys.path(), "alice secret").expect("written");
+    let path = keys.path().to_str().expect("UTF-8");
+    let flags =
+        ["--api-key-file", path, "--max-queue-tokens", "3000", "--threads", "1", "--max-body-bytes", "20000"];
+    let server = Server::start(&fixture("qwen2"), &flags);
+    let mut client = connect(&server).await;
+    let mut rng = Rng::new(2);
+    let with_key = |score: ScoreRequest| {
+        let mut request = Request::new(score);
+        request.metadata_mut().insert("authorization", "Bearer secret".parse().expect("ASCII"));
+        request
+    };
+    let of = |inputs| ScoreRequest { options: None, inputs };
+    let good = of(vec![input(&rng.input(4, 4))]);
+    client.score(with_key(good.clone())).await.expect("scores");
+    let code = |status: &Status| {
+        let detail = status.metadata().get("qrm-code").and_then(|v| v.to_str().ok());
+        (status.code(), detail.unwrap_or_default().to_owned())
+    };
+    // No key, a wrong one.
+    let refused = client.score(good.clone()).await.expect_err("no key");
+    assert_eq!(code(&refused), (Code::Unauthenticated, "invalid_api_key".into()));
+    let mut wrong = Request::new(good.clone());
+    wrong.metadata_mut().insert("authorization", "Bearer secre".parse().expect("ASCII"));
+    assert_eq!(client.score(wrong).await.expect_err("a wrong key").code(), Code::Unauthenticated);
+    // Mistakes, with the field.
+    let mut bad = good.clone();
+    bad.inputs.push(Input { responses: vec![], ..good.inputs[0].clone() });
+    let refused = client.score(with_key(bad)).await.expect_err("no response");
+    assert_eq!(code(&refused), (Code::InvalidArgument, "response_empty".into()));
+    assert_eq!(refused.metadata().get("qrm-param").expect("a field"), "inputs[1].responses");
+    let other = Options { model: "other".into(), ..Options::default() };
+    let bad = ScoreRequest { options: Some(other), ..good.clone() };
+    assert_eq!(client.score(with_key(bad)).await.expect_err("no model").code(), Code::NotFound);
+    let refused = client.score(with_key(of(vec![]))).await.expect_err("no inputs");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let large = of((0..40).map(|_| input(&rng.input(300, 200))).collect());
+    let refused = client.score(with_key(large)).await.expect_err("a large body");
+    assert_eq!(code(&refused), (Code::InvalidArgument, "body_too_large".into()));
+    // Too much, and too late.
+    let many = || of((0..5).map(|_| input(&Rng::new(3).input(300, 200))).collect());
+    let calls: Vec<_> = (0..12)
+        .map(|_| {
+            let (mut client, request) = (client.clone(), with_key(many()));
+            tokio::spawn(async move { client.score(request).await })
+        })
+        .collect();
+    let (mut answered, mut refused) = (0, 0);
+    for call in calls {
+        match call.await.expect("no panic") {
+            Ok(_) => answered += 1,
+            Err(status) => {
+                assert_eq!(code(&status), (Code::ResourceExhausted, "queue_full".into()));
+                assert!(status.metadata().get("retry-after").is_some());
+                refused += 1;
+            }
+        }
+    }
+    assert!(answered > 0 && refused > 0, "{answered} answered, {refused} refused");
+    let mut late = with_key(many());
+    late.set_timeout(Duration::from_millis(2));
+    let code = client.score(late).await.expect_err("too late").code();
+    // Whoever looks at the clock first.
+    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
+    let metrics = server.client().with_key("secret").get("/metrics").ok();
+    let metrics = metrics.as_str().expect("text");
+    assert!(metrics.contains("qrm_key_requests_total{key=\"alice\"}"), "{metrics}");
+    assert!(metrics.contains("qrm_key_tokens_total{key=\"alice\"}"), "{metrics}");
+    assert!(
+        metrics.contains("route=\"/qrm.v1.RewardService/Score\",status=\"ResourceExhausted\""),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("secret"));
+    server.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_is_the_servers_too() {
+    let server = Server::start(&fixture("qwen2"), &["--threads", "1"]);
+    let mut rng = Rng::new(4);
+    let inputs = (0..1500).map(|_| input(&rng.input(300, 200))).collect();
+    let message = ScoreRequest { options: None, inputs }.encode_to_vec();
+    let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    // By hand: every gRPC client watches the clock itself.
+    let stream = tokio::net::TcpStream::connect(server.grpc()).await.expect("connects");
+    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}/qrm.v1.RewardService/Score", server.grpc()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", "400m");
+    let mut client = client.ready().await.expect("ready");
+    let start = Instant::now();
+    let (answer, mut body) = client.send_request(request.body(()).expect("a request"), false).expect("sent");
+    body.send_data(frame.into(), true).expect("sent");
+    let answer = answer.await.expect("an answer");
+    let status = answer.headers().get("grpc-status").and_then(|v| v.to_str().ok()?.parse::<i32>().ok());
+    assert_eq!(status, Some(Code::DeadlineExceeded as i32), "{answer:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(server.client().metric("qrm_queue_tokens"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_answers_every_input() {
+    let server = Server::start(&fixture("qwen2"), &["--max-queue-tokens", "8000"]);
+    let (http, mut client) = (server.client(), connect(&server).await);
+    let request = Rng::new(5).request(1000);
+    let mut over_http = Vec::new();
+    for inputs in request["inputs"].as_array().expect("inputs").chunks(100) {
+        over_http
+            .extend(http.rewards(&json!({"inputs": inputs})).ok()["data"].as_array().cloned().expect("data"));
+    }
+    let mut messages: Vec<_> = inputs(&request)
+        .into_iter()
+        .map(|input| ScoreStreamRequest { options: None, input: Some(input) })
+        .collect();
+    messages[500].input.as_mut().expect("an input").responses.clear();
+    messages[500].input.as_mut().expect("an input").id = "bad".into();
+    let options = Options { include: vec!["token_ids".into()], ..Options::default() };
+    messages.insert(0, ScoreStreamRequest { options: Some(options), input: None });
+    let answers = client.score_stream(iter(messages)).await.expect("a stream").into_inner();
+    let (mut data, errors, summary, end) = read(answers).await;
+    end.expect("a good end");
+    data.sort_by_key(|trajectory| trajectory.input);
+    assert_eq!(data.len(), 999);
+    for trajectory in &data {
+        let datum = &over_http[trajectory.input as usize];
+        assert_eq!(trajectory.rewards, floats(&datum["rewards"]), "of input {}", trajectory.input);
+        assert_eq!(trajectory.token_ids.len(), trajectory.rewards.len());
+    }
+    let [error] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!((error.input, error.id.as_str(), error.code.as_str()), (500, "bad", "response_empty"));
+    assert_eq!(error.status, Code::InvalidArgument as i32);
+    let summary = summary.expect("a summary");
+    let tokens: usize = data.iter().map(|t| t.rewards.len()).sum();
+    let stats = summary.stats.expect("stats");
+    assert_eq!(stats.count as usize, tokens);
+    let mean = data.iter().flat_map(|t| &t.rewards).map(|r| f64::from(*r)).sum::<f64>() / tokens as f64;
+    assert!((stats.mean - mean).abs() < 1e-9 * mean.abs());
+    // What a stream cannot do it says at once.
+    let options = Options { normalize: "std".into(), ..Options::default() };
+    let first = ScoreStreamRequest { options: Some(options), input: None };
+    let answers = client.score_stream(iter([first])).await.expect("a stream").into_inner();
+    assert_eq!(read(answers).await.3.expect_err("no").code(), Code::InvalidArgument);
+    server.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_cancelled_half_way() {
+    let server = Server::start(&fixture("qwen2"), &["--threads", "1"]);
+    let mut client = connect(&server).await;
+    let mut rng = Rng::new(6);
+    let messages: Vec<_> = (0..1000)
+        .map(|_| ScoreStreamRequest { options: None, input: Some(input(&rng.input(300, 200))) })
+        .collect();
+    let mut answers = client.score_stream(iter(messages)).await.expect("a stream").into_inner();
+    for _ in 0..50 {
+        answers.message().await.expect("no error").expect("an answer");
+    }
+    drop(answers);
+    let (http, start) = (server.client(), Instant::now());
+    while http.metric("qrm_queue_tokens") + http.metric("qrm_request_bytes") > 0.0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "the work of a client that is gone");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.assert_quiet();
+}
+
+/// The server reads no more than it can have at work while nobody reads its answers; in the end it lets go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_not_read_from() {
+    let server = Server::start(&fixture("qwen2"), &["--stall-timeout", "2"]);
+    let mut client = connect(&server).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let (count, mut rng) = (sent.clone(), Rng::new(7));
+    let endless = repeat_with(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        ScoreStreamRequest { options: None, input: Some(input(&rng.input(2, 30))) }
+    });
+    // Without a pause between messages nothing else would get a turn.
+    let endless = endless.then(|message| async {
+        tokio::task::yield_now().await;
+        message
+    });
+    let answers = client.score_stream(endless).await.expect("a stream").into_inner();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = sent.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(sent.load(Ordering::Relaxed), before, "the server goes on reading");
+    assert!(before > 1000, "{before} were sent");
+    let http = server.client();
+    let start = Instant::now();
+    while http.metric("qrm_request_bytes") > 0.0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "the connection is kept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let end = read(answers).await.3;
+    assert!(end.is_err(), "the stream was cut, not ended");
+    server.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_follows_readiness() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", "20", "--threads", "1"]);
+    let mut health = HealthClient::new(channel(&server).await);
+    let ask = HealthCheckRequest { service: "qrm.v1.RewardService".into() };
+    let mut watch = health.watch(ask.clone()).await.expect("a watch").into_inner();
+    while watch.message().await.expect("no error").expect("a status").status() != ServingStatus::Serving {}
+    assert_eq!(health.check(ask).await.expect("a status").into_inner().status(), ServingStatus::Serving);
+    // Enough work that it drains for a while.
+    let mut rng = Rng::new(8);
+    let inputs = (0..300).map(|_| input(&rng.input(300, 200))).collect();
+    let mut client = connect(&server).await;
+    let score = tokio::spawn(async move { client.score(ScoreRequest { options: None, inputs }).await });
+    let http = server.client();
+    while http.metric("qrm_queue_tokens") == 0.0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    server.terminate();
+    let last = watch.message().await.expect("no error").expect("a status").status();
+    assert_eq!(last, ServingStatus::NotServing);
+    score.await.expect("no panic").expect("accepted work is answered");
+    drop((watch, health));
+    assert!(server.wait(Duration::from_secs(30)).success());
+}
