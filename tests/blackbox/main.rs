@@ -14,6 +14,7 @@ mod invariance;
 mod load;
 mod models;
 mod offline;
+mod page;
 mod security;
 mod spans;
 mod streaming;

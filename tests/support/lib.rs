@@ -2,13 +2,16 @@
 //!
 //! - [`server`]: starts `qrm-server` on a free port and stops it.
 //! - [`client`]: JSON over HTTP, every status an answer.
+//! - [`browser`]: a real Chromium without a window.
 //! - [`inputs`]: fixture checkpoints, reproducible random trajectories.
 #![forbid(unsafe_code)]
 
+pub mod browser;
 pub mod client;
 pub mod inputs;
 pub mod server;
 
+pub use browser::Browser;
 pub use client::{Answer, Client};
 pub use inputs::{Rng, fixture};
 pub use server::Server;

@@ -92,6 +92,9 @@ fn compression() -> CompressionLayer<impl Predicate> {
 
 /// For scripts of pages from `origins`: `*`, or some of them; without any there is no such header.
 pub(crate) fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+    if origins.is_empty() {
+        return Ok(CorsLayer::new());
+    }
     let origin = |origin: &String| origin.parse().with_context(|| format!("--cors-origin {origin}"));
     let allowed = match origins {
         [all] if all == "*" => AllowOrigin::any(),
