@@ -15,6 +15,7 @@ mod load;
 mod models;
 mod offline;
 mod page;
+mod python;
 mod security;
 mod spans;
 mod streaming;

@@ -46,7 +46,7 @@ def _floats(value) -> np.ndarray | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value), dtype="<f4").astype(np.float32, copy=False)
+        return np.frombuffer(base64.b64decode(value), dtype="<f4").astype(np.float32)
     return np.asarray(value, dtype=np.float32)
 
 
