@@ -59,26 +59,39 @@ pub struct Work {
     pub per_row: usize,
 }
 
-/// β and the reference policy of a DPO checkpoint.
-fn reference(
-    dir: &Path,
-    qrm: &QrmConfig,
-    config: &DecoderConfig,
-) -> Result<(f32, Box<RewardModel>), CheckpointError> {
-    let broken = |message| CheckpointError::Config { file: "qrm_config.json".into(), message };
-    let beta = qrm.beta.ok_or_else(|| broken("a dpo reward needs beta".into()))?;
-    let name = qrm.reference.as_deref().unwrap_or("reference");
-    if name.contains(['/', '\\']) || name.starts_with('.') {
-        return Err(broken(format!("reference {name:?} is not the name of a directory within this one")));
+/// What a DPO policy is read against.
+struct Reference {
+    beta: f32,
+    policy: Box<RewardModel>,
+}
+
+impl Reference {
+    /// The one that a DPO checkpoint has beside it.
+    fn of(dir: &Path, qrm: &QrmConfig, config: &DecoderConfig) -> Result<Self, CheckpointError> {
+        let broken = |message| CheckpointError::Config { file: "qrm_config.json".into(), message };
+        let beta = qrm.beta.ok_or_else(|| broken("a dpo reward needs beta".into()))?;
+        let name = qrm.reference.as_deref().unwrap_or("reference");
+        if name.contains(['/', '\\']) || name.starts_with('.') {
+            return Err(broken(format!("reference {name:?} is not the name of a directory within this one")));
+        }
+        Self::load(&dir.join(name), beta, config)
     }
-    let reference = RewardModel::load(&dir.join(name))?;
-    let theirs = (reference.vocab_size(), reference.context_length());
-    match theirs == (config.vocab_size, config.max_position_embeddings) && reference.kind == HeadKind::QVocab
-    {
-        true => Ok((beta as f32, Box::new(reference))),
-        false => Err(broken("the reference policy has another vocabulary, context or head".into())),
+
+    /// A policy of the same tokens as `config`'s.
+    fn load(dir: &Path, beta: f64, config: &DecoderConfig) -> Result<Self, CheckpointError> {
+        let policy = Box::new(RewardModel::load(dir)?);
+        let theirs = (policy.vocab_size(), policy.context_length());
+        let ours = (config.vocab_size, config.max_position_embeddings);
+        if theirs != ours || policy.kind != HeadKind::QVocab {
+            let message = "the reference policy has another vocabulary, context or head".into();
+            return Err(CheckpointError::Config { file: "config.json".into(), message });
+        }
+        Ok(Self { beta: beta as f32, policy })
     }
 }
+
+/// β where neither the checkpoint nor the caller says one: what DPO is usually trained with.
+const USUAL_BETA: f64 = 0.1;
 
 /// A batch laid out: which rows of the forest the head reads, and for which tokens.
 struct Plan {
@@ -99,14 +112,23 @@ pub struct RewardModel {
     trained: Parameters,
     /// Of a step-level model.
     steps: Option<Steps>,
-    /// Of a DPO policy: β and the policy it is read against.
-    reference: Option<(f32, Box<RewardModel>)>,
+    /// Of a DPO policy.
+    reference: Option<Reference>,
 }
 
 impl RewardModel {
     /// Loads a Hugging Face checkpoint directory onto the CPU in f32.
     pub fn load(dir: &Path) -> Result<Self, CheckpointError> {
-        Self::build(dir, Checkpoint::open(dir)?, None)
+        Self::build(dir, Checkpoint::open(dir)?, None, None)
+    }
+
+    /// Loads a policy to be read against another of the same tokens: a DPO reward model, whatever the checkpoint says that
+    /// it is. `beta` defaults to the checkpoint's, else 0.1.
+    pub fn load_against(dir: &Path, reference: &Path, beta: Option<f64>) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(dir)?.as_head(HeadKind::Dpo);
+        let beta = beta.or(checkpoint.qrm_config().beta).unwrap_or(USUAL_BETA);
+        let reference = Reference::load(reference, beta, checkpoint.config())?;
+        Self::build(dir, checkpoint, None, Some(reference))
     }
 
     /// Loads a checkpoint to be trained as a reward model of `kind`. A scalar head that the checkpoint does not have
@@ -117,13 +139,14 @@ impl RewardModel {
         method: &Method,
         seed: u64,
     ) -> Result<Self, CheckpointError> {
-        Self::build(dir, Checkpoint::open(dir)?.as_head(kind), Some((method, seed)))
+        Self::build(dir, Checkpoint::open(dir)?.as_head(kind), Some((method, seed)), None)
     }
 
     fn build(
         dir: &Path,
         mut checkpoint: Checkpoint,
         training: Option<(&Method, u64)>,
+        reference: Option<Reference>,
     ) -> Result<Self, CheckpointError> {
         let text = TextProcessor::load(dir)?;
         let (config, kind) = (checkpoint.config().clone(), checkpoint.head());
@@ -140,11 +163,16 @@ impl RewardModel {
             separator: checkpoint.qrm_config().step_separator.clone().unwrap_or_else(|| "\n".into()),
             tanh: checkpoint.qrm_config().activation == Some(Activation::Tanh),
         });
-        let reference = match training.is_none() && kind == HeadKind::Dpo {
-            true => Some(reference(dir, checkpoint.qrm_config(), &config)?),
-            false => None,
+        let reference = match (reference, training) {
+            (None, None) if kind == HeadKind::Dpo => {
+                Some(Reference::of(dir, checkpoint.qrm_config(), &config)?)
+            }
+            (reference, _) => reference,
         };
-        let version = checkpoint.fingerprint()?;
+        let mut version = checkpoint.fingerprint()?;
+        if let Some(reference) = &reference {
+            version = format!("{version}-{}", reference.policy.version);
+        }
         checkpoint.finish()?;
         Ok(Self { version, config, kind, parameters, text, decoder, head, trained, steps, reference })
     }
@@ -184,6 +212,12 @@ impl RewardModel {
         &self.config.architecture
     }
 
+    /// A step-level model's rewards where the last token of each step is known: `[T]`, of a trajectory's `[T]` logits. None
+    /// of other models.
+    pub fn step_rewards(&self, last_tokens: &[usize], logit: &[f32]) -> Option<Vec<f32>> {
+        self.steps.as_ref().map(|steps| steps.at(last_tokens, logit))
+    }
+
     /// Number of weights.
     pub fn parameters(&self) -> usize {
         self.parameters
@@ -221,7 +255,7 @@ impl RewardModel {
     pub fn kv_bytes_per_token(&self) -> usize {
         let c = &self.config;
         let own = c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim * size_of::<f32>();
-        own + self.reference.as_ref().map_or(0, |(_, reference)| reference.kv_bytes_per_token())
+        own + self.reference.as_ref().map_or(0, |reference| reference.policy.kv_bytes_per_token())
     }
 
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.
@@ -276,8 +310,8 @@ impl RewardModel {
         continued: &mut Continuation,
         batch: &[Trajectory],
     ) -> Result<Vec<f32>, ModelError> {
-        if let Some((beta, reference)) = &self.reference {
-            let other = reference.scores(plan, continued)?;
+        if let Some(Reference { beta, policy }) = &self.reference {
+            let other = policy.scores(plan, continued)?;
             let ratio = |((z, l), (other_z, other_l)): ((&f32, &f32), (&f32, &f32))| {
                 beta * ((z - l).min(0.0) - (other_z - other_l).min(0.0))
             };

@@ -20,11 +20,18 @@ impl Steps {
         logit: &[f32],
     ) -> Result<Vec<f32>, TextError> {
         let pieces = ids.iter().map(|id| text.decode(&[*id], false)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.at(&ends(&pieces, &self.separator), logit))
+    }
+
+    /// The same where the last token of each step is known.
+    pub(crate) fn at(&self, last_tokens: &[usize], logit: &[f32]) -> Vec<f32> {
         let mut rewards = vec![0.0; logit.len()];
-        for end in ends(&pieces, &self.separator) {
-            rewards[end] = if self.tanh { logit[end].tanh() } else { logit[end] };
+        for &last in last_tokens {
+            if let (Some(reward), Some(z)) = (rewards.get_mut(last), logit.get(last)) {
+                *reward = if self.tanh { z.tanh() } else { *z };
+            }
         }
-        Ok(rewards)
+        rewards
     }
 }
 

@@ -19,11 +19,12 @@ pub struct RewardsRequest {
     #[schema(min_items = 1)]
     pub inputs: Vec<Input>,
     /// `advantage`, `logit`, `centered_logit`, `outcome`, …; absent: what the model was trained for.
-    #[schema(example = "advantage")]
+    #[schema(value_type = Option<RewardName>)]
     pub reward: Option<String>,
     /// Multiplies every reward, after normalisation.
     pub scale: Option<f64>,
     /// `none`, `std` or `standard`, over all response tokens of this request.
+    #[schema(value_type = Option<NormalizeName>)]
     pub normalize: Option<String>,
     /// Appends the checkpoint's end-of-sequence token to every response.
     #[serde(default)]
@@ -32,8 +33,10 @@ pub struct RewardsRequest {
     #[serde(default)]
     pub truncate_prompt: bool,
     /// How the rewards of a span's tokens become one: `sum`, `mean` or `last`.
+    #[schema(value_type = Option<SpanReduceName>)]
     pub span_reduce: Option<String>,
     /// Extra fields per trajectory.
+    #[schema(value_type = Vec<IncludeName>)]
     #[serde(default)]
     pub include: Vec<String>,
     /// How float arrays are written.
@@ -43,8 +46,55 @@ pub struct RewardsRequest {
     #[serde(default)]
     pub priority: i32,
     /// From arrival to answer.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, format = "uint64")]
     pub timeout_ms: Option<u64>,
+}
+
+/// The values of [`RewardsRequest::reward`].
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema only")]
+enum RewardName {
+    Advantage,
+    Logit,
+    CenteredLogit,
+    Outcome,
+    Step,
+    Dpo,
+}
+
+/// The values of [`RewardsRequest::normalize`].
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema only")]
+enum NormalizeName {
+    None,
+    Std,
+    Standard,
+}
+
+/// The values of [`RewardsRequest::span_reduce`].
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema only")]
+enum SpanReduceName {
+    Sum,
+    Mean,
+    Last,
+}
+
+/// The values of [`RewardsRequest::include`].
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema only")]
+enum IncludeName {
+    TokenIds,
+    Tokens,
+    Offsets,
+    Logit,
+    Logsumexp,
+    Max,
+    Entropy,
 }
 
 /// One prompt with its response or responses.
@@ -66,6 +116,9 @@ pub struct Input {
     /// The policy's tokens as byte ranges of the response text, one after the other from its begin to its end: one reward
     /// for each of them.
     pub spans: Option<Vec<[usize; 2]>>,
+    /// Where the steps of the response end, for the reward `step`, instead of at the checkpoint's separator: bytes of a text,
+    /// tokens of ids, ascending.
+    pub step_ends: Option<Vec<usize>>,
     /// Lets the tokenizer add its special tokens to a text prompt.
     #[serde(default)]
     pub add_special_tokens: bool,

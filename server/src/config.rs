@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint, over HTTP and gRPC.
     #[command(after_help = "qrm-server score --help: score a JSONL file offline")]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Score a JSONL file offline.
     Score(ScoreArgs),
 }
@@ -80,6 +80,12 @@ pub(crate) struct ServeArgs {
     /// for arithmetic word problems.
     #[arg(long, env = "QRM_MODEL", value_delimiter = ',')]
     pub(crate) model: Vec<NamedModel>,
+    /// Policy that the first model is read against, of the same tokens: the model's own reward is then β log π/π_ref (DPO).
+    #[arg(long, env = "QRM_REFERENCE_MODEL")]
+    pub(crate) reference_model: Option<String>,
+    /// β of that reward; default: the checkpoint's, else 0.1.
+    #[arg(long, env = "QRM_REFERENCE_BETA", requires = "reference_model")]
+    pub(crate) reference_beta: Option<f64>,
     /// The first model's name in requests and answers; default: the last part of `--model`.
     #[arg(long, env = "QRM_SERVED_MODEL_NAME")]
     pub(crate) served_model_name: Option<String>,
@@ -195,11 +201,20 @@ pub(crate) enum LogFormat {
 }
 
 /// A checkpoint and the name it is served under.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct NamedModel {
     pub(crate) name: String,
     /// Directory or hub id; none: built in.
     pub(crate) source: Option<String>,
+    pub(crate) against: Option<Against>,
+}
+
+/// What a policy is read against.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Against {
+    /// Directory or hub id.
+    pub(crate) source: String,
+    pub(crate) beta: Option<f64>,
 }
 
 impl FromStr for NamedModel {
@@ -212,7 +227,7 @@ impl FromStr for NamedModel {
         };
         match name.is_empty() || source.is_empty() {
             true => Err("a checkpoint, or name=checkpoint".into()),
-            false => Ok(Self { name, source: Some(source.to_owned()) }),
+            false => Ok(Self { name, source: Some(source.to_owned()), against: None }),
         }
     }
 }
@@ -228,7 +243,10 @@ impl ServeArgs {
     pub(crate) fn models(&self) -> anyhow::Result<Vec<NamedModel>> {
         let mut models = self.model.clone();
         if models.is_empty() {
-            models.push(NamedModel { name: model::name(None), source: None });
+            models.push(NamedModel { name: model::name(None), source: None, against: None });
+        }
+        if let Some(source) = &self.reference_model {
+            models[0].against = Some(Against { source: source.clone(), beta: self.reference_beta });
         }
         if let Some(name) = &self.served_model_name {
             models[0].name.clone_from(name);

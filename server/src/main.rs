@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let cli = config::Cli::read();
     telemetry::init(cli.log_format());
     let result = match cli.command {
-        config::Command::Serve(args) => serve::run(args),
+        config::Command::Serve(args) => serve::run(*args),
         config::Command::Score(args) => score::run(args),
     };
     match result {

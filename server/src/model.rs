@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use qrm_model::{RewardModel, checkpoint};
 
+use crate::config::Against;
+
 /// Served where no other is named: see `server/default-model/README.md`.
 const BUILT_IN: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../default-model/config.json")),
@@ -17,12 +19,21 @@ const BUILT_IN: [(&str, &[u8]); 5] = [
 /// Its name in requests and answers.
 const BUILT_IN_NAME: &str = "arithmetic-qrm";
 
-/// Loads a checkpoint directory or hub id, or the built-in model.
-pub(crate) fn load(model: Option<&str>) -> anyhow::Result<Arc<RewardModel>> {
+/// Loads a checkpoint directory or hub id, or the built-in model; perhaps to be read against another.
+pub(crate) fn load(model: Option<&str>, against: Option<&Against>) -> anyhow::Result<Arc<RewardModel>> {
     let loaded = match model {
         Some(model) => {
             let dir = checkpoint::resolve(model)?;
-            RewardModel::load(&dir).with_context(|| format!("the checkpoint {model} cannot be served"))?
+            let loaded = match against {
+                None => RewardModel::load(&dir),
+                Some(Against { source, beta }) => {
+                    RewardModel::load_against(&dir, &checkpoint::resolve(source)?, *beta)
+                }
+            };
+            loaded.with_context(|| format!("the checkpoint {model} cannot be served"))?
+        }
+        None if against.is_some() => {
+            anyhow::bail!("a reference model is for a model of your own: name it with --model")
         }
         None => built_in().context("the built-in model cannot be loaded")?,
     };

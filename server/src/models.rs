@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use qrm_model::{RewardModel, Trajectory};
 
-use crate::config::NamedModel;
+use crate::config::{Against, NamedModel};
 use crate::engine::{Engine, Limits, Terms};
 use crate::metrics::Metrics;
 use crate::model;
@@ -24,6 +24,7 @@ pub(crate) struct Served {
     pub(crate) name: Arc<str>,
     /// Directory or hub id; none: built in.
     source: Option<String>,
+    against: Option<Against>,
     current: RwLock<Arc<Loaded>>,
     /// Replaced, and not yet done with what they had accepted.
     retired: Mutex<Vec<Weak<Loaded>>>,
@@ -48,10 +49,12 @@ impl Models {
     pub(crate) fn load(named: &[NamedModel], limits: Limits, metrics: &Metrics) -> anyhow::Result<Self> {
         let one = |named: &NamedModel| -> anyhow::Result<Served> {
             let name: Arc<str> = named.name.as_str().into();
-            let loaded = Loaded::new(name.clone(), named.source.as_deref(), limits, metrics)?;
+            let (source, against) = (named.source.as_deref(), named.against.as_ref());
+            let loaded = Loaded::new(name.clone(), source, against, limits, metrics)?;
             Ok(Served {
                 name,
                 source: named.source.clone(),
+                against: named.against.clone(),
                 current: RwLock::new(Arc::new(loaded)),
                 retired: Mutex::default(),
                 reloading: Mutex::new(()),
@@ -135,7 +138,13 @@ impl Served {
     pub(crate) fn reload(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let source = source.or(self.source.as_deref());
-        let new = Arc::new(Loaded::new(self.name.clone(), source, self.limits, &self.metrics)?);
+        let new = Arc::new(Loaded::new(
+            self.name.clone(),
+            source,
+            self.against.as_ref(),
+            self.limits,
+            &self.metrics,
+        )?);
         new.warm()?;
         let old = {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -158,8 +167,14 @@ impl Served {
 }
 
 impl Loaded {
-    fn new(name: Arc<str>, source: Option<&str>, limits: Limits, metrics: &Metrics) -> anyhow::Result<Self> {
-        let model = model::load(source)?;
+    fn new(
+        name: Arc<str>,
+        source: Option<&str>,
+        against: Option<&Against>,
+        limits: Limits,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let model = model::load(source, against)?;
         let engine = Engine::start(model.clone(), limits, metrics.clone())?;
         Ok(Self { name, model, engine, warm: AtomicBool::new(false) })
     }

@@ -27,7 +27,7 @@ const BAD_ROW: u8 = 2;
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
-    let model = model::load(args.model.as_deref())?;
+    let model = model::load(args.model.as_deref(), None)?;
     let plan = match check(&args, &model)? {
         Ok(plan) => plan,
         Err(bad) => {

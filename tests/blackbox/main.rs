@@ -1,5 +1,6 @@
 //! The server from outside: real process, real HTTP and gRPC, tiny checkpoints.
 
+mod baselines;
 mod bounds;
 mod built_in;
 mod chaos;

@@ -37,6 +37,7 @@ def _input(one: Input) -> pb.Input:
         else:
             out.responses.add(ids=pb.TokenIds(ids=[int(id) for id in response]))
     out.spans.extend(pb.Range(begin=int(begin), end=int(end)) for begin, end in one.spans or ())
+    out.step_ends.extend(int(end) for end in one.step_ends or ())
     return out
 
 

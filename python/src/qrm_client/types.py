@@ -26,6 +26,8 @@ class Input:
     id: str | None = None
     spans: Sequence[tuple[int, int]] | None = None
     add_special_tokens: bool = False
+    #: Where the response's steps end, for the reward ``step``: bytes of a text, tokens of ids.
+    step_ends: Sequence[int] | None = None
 
     @classmethod
     def one(cls, prompt, response: TextOrIds, **rest: Any) -> Input:

@@ -35,6 +35,8 @@ def _input(one: Input) -> dict[str, Any]:
         out["add_special_tokens"] = True
     if one.spans is not None:
         out["spans"] = [[int(begin), int(end)] for begin, end in one.spans]
+    if one.step_ends is not None:
+        out["step_ends"] = [int(end) for end in one.step_ends]
     if len(one.responses) == 1:
         out["response"] = _content(one.responses[0])
     else:

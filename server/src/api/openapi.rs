@@ -79,6 +79,7 @@ pub(crate) enum Refusals {
         status::metrics,
         admin::reload
     ),
+    components(schemas(qrm_proto::ErrorBody)),
     modifiers(&Bearer),
     security((), ("key" = []))
 )]

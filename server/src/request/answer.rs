@@ -35,9 +35,9 @@ impl Pending {
         model_name: &str,
         tokenize: Duration,
     ) -> RewardsResponse {
-        let reward = self.options.reward;
         let scores = std::mem::take(&mut output.scores);
-        let mut rewards: Vec<Vec<f32>> = scores.iter().map(|s| s.rewards(reward)).collect();
+        let of = |(i, scores): (usize, &TokenScores)| self.rewards(i, scores, model);
+        let mut rewards: Vec<Vec<f32>> = scores.iter().enumerate().map(of).collect();
         let stats = Stats::of(rewards.iter().flatten());
         rewards.iter_mut().for_each(|values| self.options.normalize.apply(values, &stats));
         let rows = rewards.into_iter().zip(scores).enumerate();
@@ -57,8 +57,15 @@ impl Pending {
         scores: TokenScores,
         model: &RewardModel,
     ) -> (Datum, Vec<f32>) {
-        let rewards = scores.rewards(self.options.reward);
+        let rewards = self.rewards(index, &scores, model);
         (self.datum(index, rewards.clone(), scores, model), rewards)
+    }
+
+    /// `[T]`, as they enter the statistics.
+    fn rewards(&self, index: usize, scores: &TokenScores, model: &RewardModel) -> Vec<f32> {
+        let last_tokens = self.origins[index].last_tokens.as_ref();
+        let steps = last_tokens.and_then(|last| model.step_rewards(last, &scores.logit));
+        steps.unwrap_or_else(|| scores.rewards(self.options.reward))
     }
 
     /// All but the data.
@@ -102,7 +109,7 @@ impl Pending {
         model: &RewardModel,
     ) -> Datum {
         let Options { scale, include, format, span_reduce, .. } = self.options;
-        let Origin { input, id, offsets, spans } = std::mem::take(&mut self.origins[index]);
+        let Origin { input, id, offsets, spans, .. } = std::mem::take(&mut self.origins[index]);
         let response_ids = &self.trajectories[index].response_ids;
         let floats = |wanted: bool, values: Vec<f32>| wanted.then(|| Floats::new(values, format));
         let token = |id: &u32| model.text().token(*id).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use qrm_model::reward::RewardKind;
 use qrm_model::text::{Encoded, Message};
 use qrm_model::{RewardModel, TextError, Trajectory};
 use qrm_proto::request::ChatMessage;
@@ -28,6 +29,8 @@ pub(crate) struct Origin {
     pub(crate) offsets: Option<Vec<[usize; 2]>>,
     /// Of the policy's tokens, when given.
     pub(crate) spans: Option<Spans>,
+    /// The last token of each step, when it was said where they end.
+    pub(crate) last_tokens: Option<Vec<usize>>,
 }
 
 pub(super) fn prepare(
@@ -102,6 +105,7 @@ impl Reader<'_> {
             (Some(_), Some(_)) => return Err(both("responses", "response")),
             (Some(response), None) => (vec![response], true),
             (None, Some(_)) if input.spans.is_some() => return Err(both("spans", "responses")),
+            (None, Some(_)) if input.step_ends.is_some() => return Err(both("step_ends", "responses")),
             (None, Some(responses)) => (responses, false),
             (None, None) => {
                 let message = "an input needs a response or responses";
@@ -119,10 +123,14 @@ impl Reader<'_> {
             let param = if single { self.param("response") } else { self.param(&format!("responses[{j}]")) };
             let Response { ids, text } = self.response(response, &param, &out.options)?;
             let spans = input.spans.as_ref().map(|spans| self.spans(spans, text.as_ref())).transpose()?;
+            let last_tokens = match &input.step_ends {
+                Some(ends) => Some(self.last_tokens(ends, text.as_ref(), ids.len(), &out.options)?),
+                None => None,
+            };
             let offsets = Self::offsets(text, &param, &out.options)?;
             let prompt_ids = self.fit(&prompt, &ids, prompt_field, &param, out.options.truncate_prompt)?;
             out.trajectories.push(Trajectory { prompt_ids, response_ids: ids.into() });
-            out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets, spans });
+            out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets, spans, last_tokens });
         }
         Ok(())
     }
@@ -176,6 +184,39 @@ impl Reader<'_> {
             let param = format!("inputs[{}].spans[{}]", self.index, bad.index);
             Invalid::field(param, "invalid_span", bad.message)
         })
+    }
+
+    /// The last token of every step: the one that holds the step's last byte, or, of ids, has its place.
+    fn last_tokens(
+        &self,
+        ends: &[usize],
+        text: Option<&TextOfResponse>,
+        tokens: usize,
+        options: &Options,
+    ) -> Result<Vec<usize>, Invalid> {
+        if options.reward != RewardKind::Step {
+            let message = format!("the reward is {}, not step", options.reward.as_str());
+            return Err(Invalid::field(self.param("step_ends"), "not_available", message));
+        }
+        let (most, unit) = text.map_or((tokens, "tokens"), |text| (text.bytes, "bytes"));
+        let mut before = 0;
+        let mut last_tokens = Vec::with_capacity(ends.len());
+        for (i, end) in ends.iter().enumerate() {
+            if *end <= before || *end > most {
+                let message = format!("{end} is not above {before} and within the response's {most} {unit}");
+                return Err(Invalid::field(
+                    format!("inputs[{}].step_ends[{i}]", self.index),
+                    "out_of_range",
+                    message,
+                ));
+            }
+            before = *end;
+            last_tokens.push(match text {
+                None => end - 1,
+                Some(text) => text.offsets.partition_point(|[begin, _]| begin < end).saturating_sub(1),
+            });
+        }
+        Ok(last_tokens)
     }
 
     /// Byte ranges where they are asked for.

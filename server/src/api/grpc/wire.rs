@@ -59,8 +59,11 @@ fn input(index: usize, input: v1::Input) -> Result<Input, Invalid> {
         input.responses.into_iter().enumerate().map(response).collect::<Result<_, _>>()?;
     let spans: Vec<[usize; 2]> = input.spans.iter().map(|s| [s.begin as usize, s.end as usize]).collect();
     let spans = (!spans.is_empty()).then_some(spans);
-    // Spans are of one response.
-    let single = if spans.is_some() && responses.len() == 1 { responses.pop() } else { None };
+    let step_ends: Vec<usize> = input.step_ends.iter().map(|end| *end as usize).collect();
+    let step_ends = (!step_ends.is_empty()).then_some(step_ends);
+    // Both are of one response.
+    let single =
+        if (spans.is_some() || step_ends.is_some()) && responses.len() == 1 { responses.pop() } else { None };
     Ok(Input {
         id: given(input.id).map(Value::String),
         prompt,
@@ -68,6 +71,7 @@ fn input(index: usize, input: v1::Input) -> Result<Input, Invalid> {
         responses: single.is_none().then_some(responses),
         response: single,
         spans,
+        step_ends,
         add_special_tokens: input.add_special_tokens,
     })
 }
