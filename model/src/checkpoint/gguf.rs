@@ -56,6 +56,11 @@ impl GgufWeights {
             if name == "rope_freqs.weight" {
                 continue;
             }
+            // No number takes less than a bit. (candle's own count may overflow, and no numbers at all are a null slice.)
+            let elements = info.shape.dims().iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            if elements.is_none_or(|n| n == 0 || n / 8 > bytes.len()) {
+                return Err(broken(format!("{name} has a shape that makes no sense")));
+            }
             let rows = [".attn_q.", ".attn_k."].iter().any(|part| name.contains(part));
             let entry = Entry { info, permuted: permutes && rows };
             let hf = hugging_face_name(&name).unwrap_or_else(|| name.clone());

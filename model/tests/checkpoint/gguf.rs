@@ -25,7 +25,7 @@ const PARTS: [(&str, &str); 11] = [
     ("input_layernorm", "attn_norm"),
 ];
 
-fn gguf_name(name: &str) -> String {
+pub(crate) fn gguf_name(name: &str) -> String {
     let mut name = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm");
     name = name.replace("lm_head", "output").replace("model.layers.", "blk.");
     PARTS.iter().fold(name, |name, (hf, gguf)| name.replace(hf, gguf))
@@ -67,7 +67,7 @@ fn convert(name: &str, architecture: &str, dtype: GgmlDType) -> TempDir {
     dir
 }
 
-fn write(dir: &Path, architecture: &str, tensors: &[(String, QTensor)], more: &[(&str, &Value)]) {
+pub(crate) fn write(dir: &Path, architecture: &str, tensors: &[(String, QTensor)], more: &[(&str, &Value)]) {
     let architecture = Value::String(architecture.into());
     let mut metadata = vec![("general.architecture", &architecture)];
     metadata.extend(more);

@@ -2,6 +2,7 @@
 
 mod config;
 mod gguf;
+mod hostile;
 mod hub;
 mod safetensors;
 

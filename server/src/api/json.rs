@@ -51,7 +51,7 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
 }
 
 /// Bytes to `T`, naming the field at fault.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     match serde_path_to_error::deserialize(&mut deserializer) {
         Ok(value) => match deserializer.end() {

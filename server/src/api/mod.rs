@@ -16,6 +16,8 @@ pub(crate) mod auth;
 mod dialects;
 pub(crate) mod error;
 pub(crate) mod grpc;
+#[cfg(test)]
+mod hostile;
 pub(crate) mod intake;
 mod json;
 mod linger;

@@ -57,7 +57,7 @@ pub(crate) async fn get_reward(
 }
 
 /// The response is what follows the prompt.
-fn inputs(Query { query, prompts }: Query) -> Result<Vec<Input>, Invalid> {
+pub(crate) fn inputs(Query { query, prompts }: Query) -> Result<Vec<Input>, Invalid> {
     if query.len() != prompts.len() {
         let message = format!("{} queries and {} prompts", query.len(), prompts.len());
         return Err(Invalid::field("prompts", "wrong_length", message));

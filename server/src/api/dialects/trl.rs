@@ -65,7 +65,7 @@ pub(crate) async fn get_sequence_logprobs(
     answer
 }
 
-fn inputs(request: Sequences) -> Result<Vec<Input>, Invalid> {
+pub(crate) fn inputs(request: Sequences) -> Result<Vec<Input>, Invalid> {
     let Sequences { sequences, prompt_lengths, temperature, .. } = request;
     if temperature.is_some_and(|t| t != 1.0) {
         let message = "log φ is at temperature 1";

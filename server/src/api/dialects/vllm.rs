@@ -121,7 +121,7 @@ async fn score<D: Serialize>(
     read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
 }
 
-fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid> {
+pub(crate) fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid> {
     let Texts { model: name, input, messages, add_special_tokens, .. } = request;
     let input = match (input, messages) {
         (Some(input), None) => input,

@@ -8,7 +8,7 @@ mod gate;
 mod service;
 mod status;
 mod stream;
-mod wire;
+pub(super) mod wire;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -18,7 +18,7 @@ fn given(text: String) -> Option<String> {
 }
 
 /// The native request.
-pub(super) fn request(
+pub(crate) fn request(
     options: Options,
     inputs: Vec<v1::Input>,
     deadline: Option<Instant>,
