@@ -1,10 +1,11 @@
 //! Measurements of the product's own parts. Each prints its rate, and GFLOP/s beside the machine's own multiply rate.
 //!
-//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load …`
+//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load|fronts …`
 #![forbid(unsafe_code)]
 
 mod attention;
 mod decoder;
+mod fronts;
 mod load;
 mod machine;
 mod noise;
@@ -28,6 +29,8 @@ enum Bench {
     Decoder(decoder::Args),
     /// A running server under load.
     Load(load::Args),
+    /// A running server's fronts side by side: JSON, base64, gRPC.
+    Fronts(fronts::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -36,5 +39,6 @@ fn main() -> anyhow::Result<()> {
         Bench::Attention(args) => attention::run(&args),
         Bench::Decoder(args) => decoder::run(&args),
         Bench::Load(args) => load::run(&args),
+        Bench::Fronts(args) => fronts::run(&args),
     }
 }

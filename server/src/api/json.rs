@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -52,6 +52,14 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
 
 /// Bytes to `T`, naming the field at fault.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde takes an array of a struct's fields in their order for the struct.
+    if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        let syntax = serde_json::from_slice::<IgnoredAny>(body);
+        return Err(match syntax {
+            Err(error) => ApiError::not_json(error.to_string()),
+            Ok(_) => ApiError::wrong_shape(".".into(), "the body is not an object".into()),
+        });
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     match serde_path_to_error::deserialize(&mut deserializer) {
         Ok(value) => match deserializer.end() {
