@@ -50,6 +50,30 @@ fn keys_change_while_the_server_runs() {
 }
 
 #[test]
+fn what_clients_write_stays_out_of_the_log() {
+    let server = Server::start(&fixture("qwen2"), &["--max-queue-tokens", "600"]);
+    let client = server.client();
+    let secret = "xylophone-7";
+    let input = |field: &str, value: serde_json::Value| {
+        let mut input = serde_json::json!({"prompt": secret, "response": secret, "id": secret});
+        input[field] = value;
+        serde_json::json!({"inputs": [input]})
+    };
+    client.rewards(&input("id", secret.into())).ok();
+    client.rewards(&input("spans", serde_json::json!([[0, 99]]))).refused(422);
+    client.rewards(&input("response", secret.repeat(99).into())).refused(422);
+    client.rewards(&input(secret, secret.into())).refused(422);
+    client.rewards(&serde_json::json!({"model": secret, "inputs": []})).refused(404);
+    client.post("/get_reward", &serde_json::json!({"query": [secret], "prompts": ["y"]})).refused(422);
+    client
+        .send("POST", "/v1/rewards", &[("content-type", "application/json")], secret.as_bytes())
+        .refused(400);
+    client.get(&format!("/{secret}")).refused(404);
+    let log = format!("{:?}", server.log());
+    assert!(log.contains("/v1/rewards") && !log.contains("xylophone"), "{log}");
+}
+
+#[test]
 fn other_pages_scripts_are_let_in_by_name_only() {
     let closed = Server::start(&fixture("qwen2"), &[]);
     let open = Server::start(&fixture("qwen2"), &["--cors-origin", "https://lab.example"]);
