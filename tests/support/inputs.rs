@@ -43,23 +43,9 @@ pub fn golden(name: &str) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-/// A small seeded generator (xorshift64*), so that a failing run can be repeated.
-pub struct Rng(u64);
+pub use crate::mutate::Rng;
 
 impl Rng {
-    /// Seeded.
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    /// Below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n.max(1)
-    }
-
     /// One of some.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())].clone()

@@ -3,12 +3,13 @@
 //! - [`server`]: starts `qrm-server` on a free port and stops it.
 //! - [`client`]: JSON over HTTP, every status an answer.
 //! - [`browser`]: a real Chromium without a window.
-//! - [`inputs`]: fixture checkpoints, reproducible random trajectories.
+//! - [`inputs`]: fixture checkpoints, reproducible random trajectories. [`mutate`]: inputs that nobody means.
 #![forbid(unsafe_code)]
 
 pub mod browser;
 pub mod client;
 pub mod inputs;
+pub mod mutate;
 pub mod server;
 
 pub use browser::Browser;

@@ -1,4 +1,4 @@
-//! Inputs that nobody means: good ones, spoiled. (Included where parsers are tested; it depends on nothing.)
+//! Inputs that nobody means: good ones, spoiled. (Other crates include the file where they test parsers: it depends on nothing.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -34,14 +34,16 @@ const WORDS: [&[u8]; 27] = [
     b"\x80",
 ];
 
-/// A small seeded generator (xorshift64*).
+/// A small seeded generator (xorshift64*), so that a failing run can be repeated.
 pub struct Rng(u64);
 
 impl Rng {
+    /// Seeded.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
+    /// Below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
