@@ -17,6 +17,7 @@ mod models;
 mod offline;
 mod page;
 mod python;
+mod rl;
 mod security;
 mod spans;
 mod streaming;

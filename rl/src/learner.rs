@@ -1,0 +1,143 @@
+//! A model that learns: its forward passes, its gradients, its optimiser.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use candle_core::Tensor;
+use qrm_model::reward::{HeadKind, TokenScores};
+use qrm_model::training::{Gradients, Method};
+use qrm_model::{RewardModel, Trajectory};
+use qrm_trainer::export::{self, Card, Store};
+use qrm_trainer::optimizer::{AdamW, Settings, plain};
+
+/// A policy (vocabulary head) or a critic (scalar head).
+pub struct Learner {
+    /// Its weights change with every update.
+    pub model: RewardModel,
+    optimizer: AdamW,
+    base: PathBuf,
+    /// Tokens of one forward and backward.
+    budget: usize,
+}
+
+impl Learner {
+    /// Loads a checkpoint; a head that it does not have is made from `seed`.
+    pub fn load(
+        dir: &Path,
+        head: HeadKind,
+        seed: u64,
+        settings: Settings,
+        budget: usize,
+    ) -> anyhow::Result<Self> {
+        let model = RewardModel::load_for_training(dir, head, &Method::Full, seed)
+            .with_context(|| format!("the checkpoint {} cannot be trained", dir.display()))?;
+        let optimizer = AdamW::new(settings, model.trained());
+        Ok(Self { model, optimizer, base: dir.to_owned(), budget })
+    }
+
+    /// `log π(a_t|s_t)` of every response token, `[T]` each.
+    pub fn log_probs(&self, trajectories: &[Trajectory]) -> anyhow::Result<Vec<Vec<f32>>> {
+        log_probs(&self.model, trajectories, self.budget)
+    }
+
+    /// A critic's `V(s_t)`, `[T]` each.
+    pub fn values(&self, trajectories: &[Trajectory]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let states: Vec<Trajectory> = trajectories.iter().map(states).collect();
+        Ok(scores(&self.model, &states, self.budget)?.into_iter().map(|s| s.logit).collect())
+    }
+
+    /// One update. `loss` is the share that some of the trajectories (by their places) have in the step's loss, of the head's
+    /// outputs for their response tokens. Gives the gradient's norm.
+    pub fn update(
+        &mut self,
+        trajectories: &[Trajectory],
+        lr: f64,
+        mut loss: impl FnMut(&[usize], &Tensor) -> candle_core::Result<Tensor>,
+    ) -> anyhow::Result<f64> {
+        let mut gradients = Gradients::new(self.model.trained());
+        for places in within(trajectories, self.budget) {
+            let batch: Vec<Trajectory> = places.iter().map(|i| trajectories[*i].clone()).collect();
+            let value = self.model.train(&batch, false, &mut gradients, |outputs| loss(&places, outputs))?;
+            anyhow::ensure!(value.is_finite(), "the loss is {value}");
+        }
+        let gradients = plain(self.model.trained(), &gradients)?;
+        Ok(self.optimizer.step(self.model.trained(), &gradients, lr)?)
+    }
+
+    /// Writes it in Hugging Face layout.
+    pub fn save(&self, to: &Path) -> anyhow::Result<()> {
+        let card =
+            Card { reward_model: None, step_separator: "\n".into(), beta_gamma: None, evaluation: None };
+        export::write(&self.model, &Method::Full, &self.base, to, Store::F32, &card)
+    }
+}
+
+/// `log π` of a model that does not learn.
+pub fn log_probs(
+    model: &RewardModel,
+    trajectories: &[Trajectory],
+    budget: usize,
+) -> anyhow::Result<Vec<Vec<f32>>> {
+    let minus = |s: TokenScores| s.logit.iter().zip(&s.logsumexp).map(|(z, l)| (z - l).min(0.0)).collect();
+    Ok(scores(model, trajectories, budget)?.into_iter().map(minus).collect())
+}
+
+fn scores(
+    model: &RewardModel,
+    trajectories: &[Trajectory],
+    budget: usize,
+) -> anyhow::Result<Vec<TokenScores>> {
+    let mut all = Vec::with_capacity(trajectories.len());
+    for places in within(trajectories, budget) {
+        let batch: Vec<Trajectory> = places.iter().map(|i| trajectories[*i].clone()).collect();
+        all.extend(model.score(&batch)?.scores);
+    }
+    Ok(all)
+}
+
+/// A scalar head reads at a token's own position: shifted by one it reads the state before each response token.
+pub fn states(trajectory: &Trajectory) -> Trajectory {
+    let (prompt, response) = (&trajectory.prompt_ids, &trajectory.response_ids);
+    let Some((last, before)) = prompt.split_last() else { return trajectory.clone() };
+    let read = std::iter::once(*last).chain(response.iter().copied()).take(response.len());
+    Trajectory { prompt_ids: before.into(), response_ids: read.collect() }
+}
+
+/// Places in order, as many together as have so many tokens; at least one.
+fn within(trajectories: &[Trajectory], budget: usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = usize::MAX;
+    for (i, trajectory) in trajectories.iter().enumerate() {
+        match batches.last_mut() {
+            Some(batch) if tokens.saturating_add(trajectory.len()) <= budget => {
+                batch.push(i);
+                tokens += trajectory.len();
+            }
+            _ => {
+                batches.push(vec![i]);
+                tokens = trajectory.len();
+            }
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_critic_reads_states_before_tokens() {
+        let of = |p: &[u32], r: &[u32]| Trajectory { prompt_ids: p.into(), response_ids: r.into() };
+        assert_eq!(states(&of(&[1, 2, 3], &[4, 5])), of(&[1, 2], &[3, 4]));
+        assert_eq!(states(&of(&[1], &[4])), of(&[], &[1]));
+    }
+
+    #[test]
+    fn batches_keep_their_budget() {
+        let of = |n: usize| Trajectory { prompt_ids: [].into(), response_ids: vec![0; n].into() };
+        let all: Vec<Trajectory> = [3, 3, 9, 1, 2].map(of).to_vec();
+        assert_eq!(within(&all, 6), [vec![0, 1], vec![2], vec![3, 4]]);
+        assert!(within(&[], 6).is_empty());
+    }
+}

@@ -1,0 +1,156 @@
+//! What the policy samples in a step, and what it is worth. One half is scored while the other is sampled.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use qrm_model::generation::{Sampling, Settings};
+use qrm_model::{RewardModel, Trajectory};
+
+use crate::rewards::{Rewards, Scored};
+use crate::task::Question;
+
+/// Answers that grow side by side.
+const WIDTH: usize = 256;
+
+/// One sampled answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Shared by the answers to one question.
+    pub prompt_ids: Arc<[u32]>,
+    /// With its end-of-sequence token, if it came to it.
+    pub response_ids: Arc<[u32]>,
+    /// Whether it ends with the right number.
+    pub is_right: bool,
+    /// Whether it came to its end.
+    pub finished: bool,
+}
+
+impl Answer {
+    /// As models take it.
+    pub fn trajectory(&self) -> Trajectory {
+        Trajectory { prompt_ids: self.prompt_ids.clone(), response_ids: self.response_ids.clone() }
+    }
+}
+
+/// How answers are sampled.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampler {
+    /// 0 = greedy.
+    pub temperature: f64,
+    /// Answers to a question.
+    pub samples: usize,
+    /// Longest answer, tokens.
+    pub max_new_tokens: usize,
+}
+
+/// Where rewards come from.
+pub enum Judge {
+    /// A running server.
+    Server(Rewards),
+    /// The task itself: 1 at the end of a right answer.
+    Verifier,
+}
+
+/// A step's answers with their rewards.
+pub struct Rollout {
+    /// The answers to a question follow one another.
+    pub answers: Vec<Answer>,
+    /// `[T]` each.
+    pub rewards: Vec<Vec<f32>>,
+    /// The reward's name.
+    pub reward: String,
+    /// Spent in sampling.
+    pub sampling: Duration,
+    /// Spent waiting for rewards, with nothing left to sample.
+    pub waiting: Duration,
+}
+
+impl Sampler {
+    /// Answers to all questions, in order.
+    pub fn sample(
+        &self,
+        policy: &RewardModel,
+        questions: &[Question],
+        seed: u64,
+    ) -> anyhow::Result<Vec<Answer>> {
+        let settings = Settings {
+            sampling: match self.temperature > 0.0 {
+                true => Sampling::All { temperature: self.temperature },
+                false => Sampling::ArgMax,
+            },
+            max_new_tokens: self.max_new_tokens,
+            width: WIDTH,
+            seed,
+        };
+        let eos = policy.eos_token_id().context("the policy names no end-of-sequence token")?;
+        let prompts: Vec<_> = questions.iter().map(|q| q.prompt_ids.clone()).collect();
+        let mut answers = Vec::with_capacity(prompts.len() * self.samples);
+        for (question, group) in questions.iter().zip(policy.generate(&prompts, self.samples, &settings)?) {
+            for response in group {
+                let text = policy.text().decode(&response.response_ids, false)?;
+                let mut ids = response.response_ids;
+                if response.finished || ids.is_empty() {
+                    ids.push(eos);
+                }
+                answers.push(Answer {
+                    prompt_ids: question.prompt_ids.clone(),
+                    response_ids: ids.into(),
+                    is_right: response.finished && question.is_right(&text),
+                    finished: response.finished,
+                });
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Samples and has it judged.
+    pub fn rollout(
+        &self,
+        policy: &RewardModel,
+        questions: &[Question],
+        seed: u64,
+        judge: &Judge,
+    ) -> anyhow::Result<Rollout> {
+        let (first, second) = questions.split_at(questions.len().div_ceil(2));
+        std::thread::scope(|scope| {
+            let start = Instant::now();
+            let one = self.sample(policy, first, seed)?;
+            let judged = {
+                let one = one.clone();
+                scope.spawn(move || judge.score(&one))
+            };
+            let two = self.sample(policy, second, seed.wrapping_add(1 << 32))?;
+            let sampling = start.elapsed();
+            let scored_two = judge.score(&two);
+            let scored_one = judged.join().map_err(|_| anyhow::anyhow!("the reward client panicked"))?;
+            let (scored_one, scored_two) = (scored_one?, scored_two?);
+            let waiting = start.elapsed() - sampling;
+            Ok(Rollout {
+                answers: [one, two].concat(),
+                rewards: [scored_one.rewards, scored_two.rewards].concat(),
+                reward: scored_one.reward,
+                sampling,
+                waiting,
+            })
+        })
+    }
+}
+
+impl Judge {
+    fn score(&self, answers: &[Answer]) -> anyhow::Result<Scored> {
+        match self {
+            Self::Server(rewards) if !answers.is_empty() => Ok(rewards.score(answers)?),
+            _ => {
+                let of = |answer: &Answer| {
+                    let mut rewards = vec![0.0; answer.response_ids.len()];
+                    if let Some(last) = rewards.last_mut() {
+                        *last = f32::from(u8::from(answer.is_right));
+                    }
+                    rewards
+                };
+                Ok(Scored { rewards: answers.iter().map(of).collect(), reward: "verifier".into() })
+            }
+        }
+    }
+}
