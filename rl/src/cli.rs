@@ -125,7 +125,7 @@ struct TrainArgs {
     #[arg(long, default_value_t = 100)]
     steps: usize,
     /// Questions of a step.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 256)]
     prompts: usize,
     /// Answers to a question.
     #[arg(long, default_value_t = 4)]
@@ -143,7 +143,7 @@ struct TrainArgs {
     #[arg(long, default_value_t = 1)]
     minibatches: usize,
     /// Learning rate of the policy.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 3e-5)]
     lr: f64,
     /// Learning rate of the critic.
     #[arg(long, default_value_t = 5e-4)]
@@ -157,6 +157,12 @@ struct TrainArgs {
     /// Steps between evaluations.
     #[arg(long, default_value_t = 10)]
     eval_every: usize,
+    /// Steps between saved states; 0 = none.
+    #[arg(long, default_value_t = 0)]
+    save_every: usize,
+    /// Go on from the newest saved state.
+    #[arg(long)]
+    resume: bool,
     /// Validation questions.
     #[arg(long, default_value_t = 400)]
     eval_questions: usize,
@@ -245,6 +251,8 @@ impl TrainArgs {
             },
             micro_batch_tokens: self.micro_batch_tokens,
             eval_every: self.eval_every,
+            save_every: self.save_every,
+            resume: self.resume,
         };
         let sampler = Sampler {
             temperature: self.temperature,

@@ -9,6 +9,7 @@ use qrm_model::training::{Gradients, Method};
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::export::{self, Card, Store};
 use qrm_trainer::optimizer::{AdamW, Settings, plain};
+use qrm_trainer::state::{Position, States};
 
 /// A policy (vocabulary head) or a critic (scalar head).
 pub struct Learner {
@@ -62,6 +63,28 @@ impl Learner {
         }
         let gradients = plain(self.model.trained(), &gradients)?;
         Ok(self.optimizer.step(self.model.trained(), &gradients, lr)?)
+    }
+
+    /// Saves what a killed run goes on from.
+    pub fn save_state(&self, states: &States, position: &Position) -> anyhow::Result<()> {
+        states.save(&self.model, &self.optimizer, position).map(drop)
+    }
+
+    /// Puts back what was saved at a step, or the newest; `updates` is how many there are in a step.
+    pub fn resume(
+        &mut self,
+        states: &States,
+        step: Option<usize>,
+        updates: usize,
+    ) -> anyhow::Result<Option<Position>> {
+        let position = match step {
+            Some(step) => Some(states.resume_at(step, &self.model, &mut self.optimizer)?),
+            None => states.resume(&self.model, &mut self.optimizer)?,
+        };
+        if let Some(position) = &position {
+            self.optimizer.step = position.step * updates;
+        }
+        Ok(position)
     }
 
     /// Writes it in Hugging Face layout.

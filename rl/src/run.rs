@@ -8,6 +8,8 @@ use qrm_model::reward::HeadKind;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::optimizer::Settings as Adam;
 use qrm_trainer::report::Report;
+use qrm_trainer::state::{Position, States};
+use serde_json::{Value, json};
 
 use crate::evaluate::pass_at_1;
 use crate::learner::{Learner, log_probs};
@@ -85,7 +87,28 @@ pub struct Settings {
     pub micro_batch_tokens: usize,
     /// Steps between evaluations.
     pub eval_every: usize,
+    /// Steps between saved states; 0 = none.
+    pub save_every: usize,
+    /// Go on from the newest saved state.
+    pub resume: bool,
 }
+
+impl Settings {
+    /// What has to be the same for a run to go on: everything but how long and how closely it is watched.
+    fn decisive(&self, sampler: &Sampler) -> Value {
+        let (output, steps, eval_every, save_every, resume) = (PathBuf::new(), 0, 0, 0, false);
+        let same = Self { output, steps, eval_every, save_every, resume, ..self.clone() };
+        json!(format!("{same:?} {sampler:?}"))
+    }
+
+    /// Updates of a step that has so many answers.
+    fn updates(&self, answers: usize) -> usize {
+        self.epochs.max(1) * answers.div_ceil(answers.div_ceil(self.minibatches.max(1)).max(1))
+    }
+}
+
+/// Saved states that are kept: of two learners, one may have been saved and the other not.
+const KEPT: usize = 2;
 
 /// A run under way.
 pub struct Run {
@@ -97,7 +120,11 @@ pub struct Run {
     source: Source,
     sampler: Sampler,
     validation: Vec<Question>,
-    report: Report,
+    /// Open once it is known where the run begins.
+    report: Option<Report>,
+    position: Position,
+    /// Of the policy, and of the critic.
+    states: [States; 2],
 }
 
 /// What the tokens of a step are pushed by; `[T]` of each answer.
@@ -132,8 +159,7 @@ impl Run {
             _ => None,
         };
         std::fs::create_dir_all(&settings.output)?;
-        let steps = settings.steps;
-        Ok(Self {
+        let mut run = Self {
             reference: (settings.kl_coef > 0.0).then(|| RewardModel::load(&policy)).transpose()?,
             policy: Learner::load(&policy, HeadKind::QVocab, settings.seed, adam, budget)?,
             critic,
@@ -141,29 +167,73 @@ impl Run {
             source,
             sampler,
             validation,
-            report: Report::open(&settings.output, 0, steps)?,
+            report: None,
+            position: Position { step: 0, settings: settings.decisive(&sampler), best: None },
+            states: ["policy", "critic"].map(|name| States::new(&settings.output.join(name), KEPT)),
             settings,
-        })
+        };
+        if run.settings.resume {
+            run.resume()?;
+        }
+        run.report = Some(Report::open(&run.settings.output, run.position.step, run.settings.steps)?);
+        Ok(run)
+    }
+
+    /// Goes on where the policy's newest state is: it is saved last.
+    fn resume(&mut self) -> anyhow::Result<()> {
+        let updates = self.settings.updates(self.settings.prompts * self.sampler.samples);
+        let Some(saved) = self.policy.resume(&self.states[0], None, updates)? else { return Ok(()) };
+        anyhow::ensure!(
+            saved.settings == self.position.settings,
+            "this is another run's state: it had {}, now {}",
+            saved.settings,
+            self.position.settings
+        );
+        if let Some(critic) = &mut self.critic {
+            critic.resume(&self.states[1], Some(saved.step), updates)?;
+        }
+        // The questions that were asked already.
+        self.source.take(self.settings.prompts * saved.step, &self.policy.model)?;
+        self.position = saved;
+        Ok(())
+    }
+
+    fn save(&self) -> anyhow::Result<()> {
+        if let Some(critic) = &self.critic {
+            critic.save_state(&self.states[1], &self.position)?;
+        }
+        self.policy.save_state(&self.states[0], &self.position)
     }
 
     /// Learns, and writes the policy to `output/model`. Gives the last Pass@1 on the validation questions.
     pub fn run(mut self) -> anyhow::Result<f64> {
-        let mut last = self.evaluate(0)?;
-        for step in 1..=self.settings.steps {
+        let mut last = if self.position.step == 0 { self.evaluate(0)? } else { f64::NAN };
+        for step in self.position.step + 1..=self.settings.steps {
             self.step(step)?;
+            self.position.step = step;
+            if self.settings.save_every > 0 && step.is_multiple_of(self.settings.save_every) {
+                self.save()?;
+            }
             if step == self.settings.steps || step.is_multiple_of(self.settings.eval_every.max(1)) {
                 last = self.evaluate(step)?;
             }
         }
-        self.report.finish();
+        if last.is_nan() {
+            last = self.evaluate(self.position.step)?; // there was nothing left to do
+        }
+        if let Some(report) = &self.report {
+            report.finish();
+        }
         self.policy.save(&self.settings.output.join("model"))?;
         Ok(last)
     }
 
     fn evaluate(&mut self, step: usize) -> anyhow::Result<f64> {
         let pass = pass_at_1(&self.policy.model, &self.validation, self.sampler.max_new_tokens)?;
-        self.report.numbers(step, "eval", &[("pass_at_1", pass)])?;
-        self.report.say(&format!("step {step}: Pass@1 {pass:.4}"));
+        if let Some(report) = &mut self.report {
+            report.numbers(step, "eval", &[("pass_at_1", pass)])?;
+            report.say(&format!("step {step}: Pass@1 {pass:.4}"));
+        }
         Ok(pass)
     }
 
@@ -184,27 +254,26 @@ impl Run {
             rollout.answers.iter().filter(|a| of(a)).count() as f64 / answers
         };
         let right = share(|a| a.is_right);
-        self.report.numbers(
-            step,
-            "train",
-            &[
-                ("reward", reward),
-                ("reward_std", reward_std),
-                ("right", right),
-                ("finished", share(|a| a.finished)),
-                ("response_length", tokens as f64 / answers),
-                ("kl", push.kl),
-                ("clip_fraction", outcome.clipped as f64 / outcome.tokens.max(1) as f64),
-                ("policy_moved", outcome.moved / outcome.tokens.max(1) as f64),
-                ("grad_norm", grad_norm),
-                ("sampling_tokens_per_second", tokens as f64 / rollout.sampling.as_secs_f64().max(1e-9)),
-                ("sampling_seconds", rollout.sampling.as_secs_f64()),
-                ("waiting_seconds", rollout.waiting.as_secs_f64()),
-                ("waiting_share", rollout.waiting.as_secs_f64() / all),
-                ("learning_seconds", learning),
-            ],
-        )?;
-        self.report.progress(step, format!("{}: right {right:.3} · reward {reward:.3}", rollout.reward));
+        let numbers = [
+            ("reward", reward),
+            ("reward_std", reward_std),
+            ("right", right),
+            ("finished", share(|a| a.finished)),
+            ("response_length", tokens as f64 / answers),
+            ("kl", push.kl),
+            ("clip_fraction", outcome.clipped as f64 / outcome.tokens.max(1) as f64),
+            ("policy_moved", outcome.moved / outcome.tokens.max(1) as f64),
+            ("grad_norm", grad_norm),
+            ("sampling_tokens_per_second", tokens as f64 / rollout.sampling.as_secs_f64().max(1e-9)),
+            ("sampling_seconds", rollout.sampling.as_secs_f64()),
+            ("waiting_seconds", rollout.waiting.as_secs_f64()),
+            ("waiting_share", rollout.waiting.as_secs_f64() / all),
+            ("learning_seconds", learning),
+        ];
+        if let Some(report) = &mut self.report {
+            report.numbers(step, "train", &numbers)?;
+            report.progress(step, format!("{}: right {right:.3} · reward {reward:.3}", rollout.reward));
+        }
         Ok(())
     }
 

@@ -96,3 +96,29 @@ fn a_restart_of_the_server_changes_nothing() {
     assert!(weights(&calm) == weights(&disturbed), "the same final weights");
     assert!(metrics(&disturbed).len() >= 12);
 }
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_weights() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let url = format!("http://{}", server.address());
+    let flags = ["--steps", "8", "--save-every", "2", "--minibatches", "2", "--resume"];
+    let [calm, killed] = ["calm", "killed"].map(|name| dir.path().join(name));
+    finish(client("ppo", &url, &calm, &flags));
+    let mut child = client("ppo", &url, &killed, &flags);
+    let start = Instant::now();
+    while !killed.join("policy/checkpoints/step-4").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no state");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("dead");
+    finish(client("ppo", &url, &killed, &flags));
+    let weights = |output: &Path| std::fs::read(output.join("model/model.safetensors")).expect("weights");
+    assert!(weights(&calm) == weights(&killed), "the same final weights");
+    let steps = |output: &Path| -> Vec<Value> {
+        let rows = metrics(output).into_iter().filter(|row| row["train/reward"].is_number());
+        rows.map(|row| serde_json::json!([row["step"], row["train/reward"], row["train/kl"]])).collect()
+    };
+    assert_eq!(steps(&calm), steps(&killed));
+}

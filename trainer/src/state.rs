@@ -70,7 +70,19 @@ impl States {
 
     /// Puts the newest state back; none where there is none.
     pub fn resume(&self, model: &RewardModel, optimizer: &mut AdamW) -> anyhow::Result<Option<Position>> {
-        let Some(step) = self.steps()?.pop() else { return Ok(None) };
+        match self.steps()?.pop() {
+            Some(step) => self.resume_at(step, model, optimizer).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Puts the state of a step back.
+    pub fn resume_at(
+        &self,
+        step: usize,
+        model: &RewardModel,
+        optimizer: &mut AdamW,
+    ) -> anyhow::Result<Position> {
         let dir = self.dir.join(format!("step-{step}"));
         let mut read = || -> anyhow::Result<Position> {
             let position: Position = serde_json::from_slice(&std::fs::read(dir.join("position.json"))?)?;
@@ -86,7 +98,7 @@ impl States {
             optimizer.step = position.step;
             Ok(position)
         };
-        read().map(Some).with_context(|| format!("resuming from {}", dir.display()))
+        read().with_context(|| format!("resuming from {}", dir.display()))
     }
 
     /// The newest state.
