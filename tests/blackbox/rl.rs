@@ -122,3 +122,19 @@ fn a_killed_run_goes_on_to_the_same_weights() {
     };
     assert_eq!(steps(&calm), steps(&killed));
 }
+
+#[test]
+fn a_loop_of_ones_own() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let output = dir.path().join("model");
+    let example = binary().with_file_name("examples").join("reinforce");
+    let run = Command::new(example)
+        .args([&fixture("qwen2"), &format!("http://{}", server.address()), "2"])
+        .arg(&output)
+        .output();
+    let run = run.expect("the example runs");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert_eq!(String::from_utf8_lossy(&run.stdout).lines().count(), 2);
+    assert!(output.join("model.safetensors").exists());
+}

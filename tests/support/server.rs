@@ -134,7 +134,7 @@ pub fn binary() -> &'static PathBuf {
         let test = std::env::current_exe().expect("a path of its own");
         let profile = test.ancestors().nth(2).expect("a profile's directory");
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
+        build.args(["build", "--quiet", "--workspace", "--bins", "--tests", "--examples"]);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         build.env("CARGO_TARGET_DIR", profile.parent().expect("a target directory"));
         // What cargo tells a test of its package would look like a change to build scripts that ask for it.
