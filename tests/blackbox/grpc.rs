@@ -355,7 +355,7 @@ async fn a_stream_is_cancelled_half_way() {
 /// The server reads no more than it can have at work while nobody reads its answers; in the end it lets go.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_not_read_from() {
-    let server = Server::start(&fixture("qwen2"), &["--stall-timeout", "2"]);
+    let server = Server::start(&fixture("qwen2"), &["--stall-timeout", "3"]);
     let mut client = connect(&server).await;
     let sent = Arc::new(AtomicUsize::new(0));
     let (count, mut rng) = (sent.clone(), Rng::new(7));
@@ -369,15 +369,19 @@ async fn a_client_that_does_not_read_is_not_read_from() {
         message
     });
     let answers = client.score_stream(endless).await.expect("a stream").into_inner();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let before = sent.load(Ordering::Relaxed);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(sent.load(Ordering::Relaxed), before, "the server goes on reading");
-    assert!(before > 1000, "{before} were sent");
+    let start = Instant::now();
+    loop {
+        let before = sent.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        if before > 1000 && sent.load(Ordering::Relaxed) == before {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "the server goes on reading");
+    }
     let http = server.client();
     let start = Instant::now();
     while http.metric("qrm_request_bytes") > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(10), "the connection is kept");
+        assert!(start.elapsed() < Duration::from_secs(60), "the connection is kept");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let end = read(answers).await.3;
