@@ -1,7 +1,8 @@
-//! [`token_reward()`](crate::token_reward()) with a way back, for training: logit and logsumexp of chosen tokens.
+//! [`token_reward()`](crate::token_reward()) with a way back, for training: logit, logsumexp and entropy of chosen tokens.
 //!
-//! The way back makes the logits again, a block of rows at a time, and never holds more than [`BLOCK`] of them:
-//! `dZ = g_logit · onehot(target) + g_logsumexp · softmax(Z)`, `dh = dZ W`, `dW = dZᵀ h`.
+//! The way back makes the logits again, a block of rows at a time, and never holds more than [`BLOCK`] of them. With
+//! `p = softmax(Z)` and entropy H: `dZ = g_logit · onehot(target) + (g_logsumexp − g_H · (log p + H)) · p`, `dh = dZ W`,
+//! `dW = dZᵀ h`.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use crate::token_reward::token_reward;
 /// Most logits held at once, as elements.
 const BLOCK: usize = 16 << 20;
 
-/// For each row of `hidden [N, d]` and its target: `[logit, logsumexp]` over `weight [V, d]`, `[N, 2]`, f32. Gradients for
-/// `hidden`, and for the weight where it is [`Weight::Trained`].
+/// For each row of `hidden [N, d]` and its target: `[logit, logsumexp, entropy]` over `weight [V, d]`, `[N, 3]`, f32.
+/// Gradients for `hidden`, and for the weight where it is [`Weight::Trained`].
 pub fn token_logits(hidden: &Tensor, weight: &Weight, targets: &[u32]) -> Result<Tensor> {
     let op = TokenLogits { panels: weight.panels()?, targets: targets.into() };
     match weight {
@@ -38,8 +39,9 @@ impl TokenLogits {
         let hidden = f32_slice("token_logits", hidden, layout)?;
         let hidden = Tensor::from_slice(hidden, layout.shape(), &Device::Cpu)?;
         let scores = token_reward(&hidden, &self.panels, &self.targets)?;
-        let pairs = scores.logit.iter().zip(&scores.logsumexp).flat_map(|(z, l)| [*z, *l]).collect();
-        Ok((CpuStorage::F32(pairs), Shape::from((self.targets.len(), 2))))
+        let each = scores.logit.iter().zip(&scores.logsumexp).zip(&scores.entropy);
+        let rows = each.flat_map(|((z, l), h)| [*z, *l, *h]).collect();
+        Ok((CpuStorage::F32(rows), Shape::from((self.targets.len(), 3))))
     }
 
     /// Gradients of `hidden` and, where asked for, of the weight.
@@ -57,7 +59,7 @@ impl TokenLogits {
         if h.len() != self.targets.len() * d {
             bail!("token_logits: hidden {hidden:?} on the way back of {} targets", self.targets.len());
         }
-        let sparse = g.chunks_exact(2).all(|g| g[1] == 0.0);
+        let sparse = g.chunks_exact(3).all(|g| g[1..] == [0.0, 0.0]);
         let (dh, dw) = match sparse {
             true => self.sparse(&h, &g, trained),
             false => {
@@ -69,8 +71,12 @@ impl TokenLogits {
                     let h = &h[part.start * d..part.end * d];
                     let mut dz = product(h, part.len(), &self.panels, None, None);
                     dz.par_chunks_mut(v).zip(part).for_each(|(dz, i)| {
-                        spread(dz, out[2 * i + 1], g[2 * i + 1]);
-                        dz[self.targets[i] as usize] += g[2 * i];
+                        let (out, g) = (&out[3 * i..][..3], &g[3 * i..][..3]);
+                        match g[2] == 0.0 {
+                            true => spread(dz, out[1], g[1]),
+                            false => spread_entropy(dz, out[1], out[2], g[1], g[2]),
+                        }
+                        dz[self.targets[i] as usize] += g[0];
                     });
                     dh.extend(product(&dz, dz.len() / v, &back, None, None));
                     if trained {
@@ -88,7 +94,7 @@ impl TokenLogits {
     fn sparse(&self, h: &[f32], g: &[f32], trained: bool) -> (Vec<f32>, Option<Vec<f32>>) {
         let d = self.panels.in_dim();
         let mut dh = vec![0.0f32; h.len()];
-        dh.par_chunks_mut(d.max(1)).zip(&self.targets[..]).zip(g.par_chunks_exact(2)).for_each(
+        dh.par_chunks_mut(d.max(1)).zip(&self.targets[..]).zip(g.par_chunks_exact(3)).for_each(
             |((dh, target), g)| {
                 self.panels.row(*target as usize, dh);
                 dh.iter_mut().for_each(|x| *x *= g[0]);
@@ -96,7 +102,7 @@ impl TokenLogits {
         );
         let dw = trained.then(|| {
             let mut dw = vec![0.0f32; self.panels.out_dim() * d];
-            for ((h, target), g) in h.chunks_exact(d).zip(&self.targets[..]).zip(g.chunks_exact(2)) {
+            for ((h, target), g) in h.chunks_exact(d).zip(&self.targets[..]).zip(g.chunks_exact(3)) {
                 let row = &mut dw[*target as usize * d..][..d];
                 row.iter_mut().zip(h).for_each(|(dw, h)| *dw += g[0] * h);
             }
@@ -111,6 +117,17 @@ multiversion! {
     fn spread(logits: &mut [f32], logsumexp: f32, g: f32) {
         for z in logits {
             *z = g * math::exp(*z - logsumexp);
+        }
+    }
+}
+
+multiversion! {
+    /// Logits to `(g − g_entropy · (log p + H)) · p`.
+    fn spread_entropy(logits: &mut [f32], logsumexp: f32, entropy: f32, g: f32, g_entropy: f32) {
+        for z in logits {
+            let log_p = *z - logsumexp;
+            let p = math::exp(log_p);
+            *z = if p > 0.0 { p * (g - g_entropy * (log_p + entropy)) } else { 0.0 };
         }
     }
 }

@@ -161,15 +161,19 @@ fn logits_of_a_vocabulary() {
         let targets: Vec<u32> = (0..n as u32).map(|i| i * 7919 % v as u32).collect();
         let truth = |at: &[Vec<f64>]| -> Vec<f64> {
             let rows = reference::token_reward(&at[0], &at[1], &targets, d);
-            rows.iter().flat_map(|r| [r[0], r[1]]).collect()
+            rows.iter().flat_map(|r| [r[0], r[1], r[3]]).collect()
         };
         let operands = [operand(&[n, d], 7), operand(&[v, d], 8)];
         let trained = |t: &[Tensor]| token_logits(&t[0], &Weight::Trained(t[1].clone()), &targets).unwrap();
         check("token_logits", &operands, trained, truth);
         // As in the Q-RM loss: only the logits have a gradient.
         let only = |t: &[Tensor]| trained(t).narrow(1, 0, 1).unwrap();
-        let logits = |at: &[Vec<f64>]| truth(at).into_iter().step_by(2).collect();
+        let logits = |at: &[Vec<f64>]| truth(at).into_iter().step_by(3).collect();
         check("token_logits, logits only", &operands, only, logits);
+        // As in a language model's loss: no gradient of the entropy.
+        let both = |t: &[Tensor]| trained(t).narrow(1, 0, 2).unwrap();
+        let pairs = |at: &[Vec<f64>]| truth(at).chunks(3).flat_map(|r| [r[0], r[1]]).collect();
+        check("token_logits, no entropy", &operands, both, pairs);
         let weight = Tensor::from_slice(&operands[1].0, (v, d), &Device::Cpu).unwrap();
         let packed = Weight::Packed(Arc::new(Panels::pack(&weight).unwrap()));
         check(

@@ -94,7 +94,8 @@ impl Head {
         }
     }
 
-    /// The same followed by autograd: `[logit, logsumexp]` of a vocabulary head, `[N, 2]`; `[N, 1]` of a scalar head.
+    /// The same followed by autograd: `[logit, logsumexp, entropy]` of a vocabulary head, `[N, 3]`; `[N, 1]` of a scalar
+    /// head.
     pub(crate) fn tracked(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
         match self {
             Self::Vocab(weight) => token_logits(hidden, weight, targets),

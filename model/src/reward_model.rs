@@ -330,8 +330,8 @@ impl RewardModel {
 
     /// Runs a batch forward, makes a loss of what the head says, and adds its gradients to `gradients`.
     ///
-    /// `loss` gets the head's outputs on all response tokens in the order of the batch: `[R, 2]` of a vocabulary head
-    /// (logit, logsumexp), `[R, 1]` of a scalar head, f32; it gives a scalar. With `checkpointing` a layer's activations
+    /// `loss` gets the head's outputs on all response tokens in the order of the batch: `[R, 3]` of a vocabulary head
+    /// (logit, logsumexp, entropy), `[R, 1]` of a scalar head, f32; it gives a scalar. With `checkpointing` a layer's activations
     /// are computed again on the way back instead of kept.
     pub fn train(
         &self,

@@ -64,7 +64,7 @@ impl Objective {
         }
     }
 
-    /// The share of a step's loss that these examples have, a scalar. `outputs` are the head's, `[R, 2]` or `[R, 1]`;
+    /// The share of a step's loss that these examples have, a scalar. `outputs` are the head's, `[R, 3]` or `[R, 1]`;
     /// `total` is the weight of all examples of the step.
     pub fn loss(&self, examples: &[&Example], outputs: &Tensor, total: f64) -> Result<(Tensor, Outcome)> {
         let z = outputs.narrow(1, 0, 1)?;
