@@ -6,7 +6,7 @@ use std::time::Duration;
 use qrm_model::reward::HeadKind;
 use qrm_rl::learner::Learner;
 use qrm_rl::objective::reinforce;
-use qrm_rl::rewards::Rewards;
+use qrm_rl::rewards::{Asked, Rewards};
 use qrm_rl::rollout::Sampler;
 use qrm_rl::signal::{Normalize, normalize};
 use qrm_rl::task::Source;
@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<()> {
     };
     let adam = Settings { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut policy = Learner::load(Path::new(policy), HeadKind::QVocab, 0, adam, 8192)?;
-    let server = Rewards::new(vec![url.clone()], None, None, Duration::from_secs(60));
+    let server = Rewards::new(vec![url.clone()], Asked::default(), Duration::from_secs(60));
     let mut questions = Source::arithmetic(Split::Train, 1..=3, 0);
     let sampler = Sampler { temperature: 1.0, samples: 4, max_new_tokens: 64 };
     for step in 0..steps.parse()? {

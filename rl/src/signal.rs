@@ -22,7 +22,8 @@ pub enum Kl {
     K2,
     /// e^(−d) − 1 + d.
     K3,
-    /// |d|.
+    /// |d|, as the released Q-RM code has it.
+    #[value(alias = "paper")]
     Absolute,
 }
 
@@ -59,13 +60,12 @@ pub fn normalize(all: &mut [Vec<f32>], how: Normalize) {
     all.iter_mut().flatten().for_each(|x| *x = ((f64::from(*x) - mean) / std) as f32);
 }
 
-/// Puts the mean of the others in the place of a trajectory's last reward: what an end of sequence is worth is not a matter
-/// of the token (REINFORCE in the paper).
+/// Puts a trajectory's mean in the place of its last reward: what an end of sequence is worth is not a matter of the token
+/// (REINFORCE in the paper).
 pub fn end_by_mean(rewards: &mut [f32]) {
-    if let [others @ .., end] = rewards
-        && !others.is_empty()
-    {
-        *end = (others.iter().map(|r| f64::from(*r)).sum::<f64>() / others.len() as f64) as f32;
+    let (mean, _) = moments(rewards.iter());
+    if let Some(end) = rewards.last_mut() {
+        *end = mean as f32;
     }
 }
 
@@ -158,9 +158,9 @@ mod tests {
         let mut same = vec![vec![5.0; 3]];
         normalize(&mut same, Normalize::Standard);
         close(&same[0], &[0.0; 3]);
-        let mut rewards = [1.0, 3.0, 100.0];
+        let mut rewards = [1.0, 3.0, 11.0];
         end_by_mean(&mut rewards);
-        assert_eq!(rewards, [1.0, 3.0, 2.0]);
+        assert_eq!(rewards, [1.0, 3.0, 5.0]);
         let mut alone = [7.0];
         end_by_mean(&mut alone);
         assert_eq!(alone, [7.0]);

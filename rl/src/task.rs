@@ -17,6 +17,8 @@ use serde::Deserialize;
 /// A prompt and the number that its answer ends with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
+    /// As it was asked.
+    pub prompt: String,
     /// Tokens, through the chat template.
     pub prompt_ids: Arc<[u32]>,
     /// What has to stand after `####`.
@@ -31,8 +33,8 @@ struct Row {
 
 impl Question {
     fn new(policy: &RewardModel, prompt: String, answer: i64) -> anyhow::Result<Self> {
-        let text = policy.text().render(&[Message { role: "user".into(), content: prompt }])?;
-        Ok(Self { prompt_ids: policy.text().encode(&text, false)?.ids.into(), answer })
+        let text = policy.text().render(&[Message { role: "user".into(), content: prompt.clone() }])?;
+        Ok(Self { prompt, prompt_ids: policy.text().encode(&text, false)?.ids.into(), answer })
     }
 
     /// Whether an answer's text ends with the number.

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, Var};
 use qrm_model::Trajectory;
 use qrm_model::reward::HeadKind;
 use qrm_rl::learner::Learner;
-use qrm_rl::objective::{clipped, kl, reinforce, value};
+use qrm_rl::objective::{Outcome, clipped, kl, reinforce, value};
 use qrm_trainer::optimizer::Settings;
 
 const Z: [f64; 4] = [1.2, -0.3, 2.0, 0.5];
@@ -18,10 +18,10 @@ fn f32s(x: &[f64]) -> Vec<f32> {
     x.iter().map(|x| *x as f32).collect()
 }
 
-/// Loss and `∂/∂outputs` of `[R, 2]` made of Z and LSE.
+/// Loss and `∂/∂outputs` of `[R, 3]` made of Z and LSE.
 fn of(loss: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> (f64, Vec<f64>) {
-    let rows: Vec<f32> = Z.iter().zip(LSE).flat_map(|(z, l)| [*z as f32, l as f32]).collect();
-    let outputs = Var::from_tensor(&Tensor::from_vec(rows, (4, 2), &Device::Cpu).unwrap()).unwrap();
+    let rows: Vec<f32> = Z.iter().zip(LSE).flat_map(|(z, l)| [*z as f32, l as f32, 0.5]).collect();
+    let outputs = Var::from_tensor(&Tensor::from_vec(rows, (4, 3), &Device::Cpu).unwrap()).unwrap();
     let loss = loss(outputs.as_tensor()).unwrap();
     let gradient = loss.backward().unwrap().remove(&outputs).unwrap();
     let gradient: Vec<f32> = gradient.flatten_all().unwrap().to_vec1().unwrap();
@@ -40,7 +40,7 @@ fn reference(loss: impl Fn(&[f64; 4]) -> f64) -> (f64, Vec<f64>) {
             loss(&x)
         };
         let slope = (shifted(1e-6) - shifted(-1e-6)) / 2e-6;
-        gradient.extend([slope, -slope]);
+        gradient.extend([slope, -slope, 0.0]);
     }
     (loss(&at), gradient)
 }
@@ -61,9 +61,9 @@ fn reinforce_is_its_formula() {
 #[test]
 fn the_clipped_surrogate_is_its_formula() {
     let got = of(|outputs| {
-        let (loss, outcome) = clipped(outputs, &f32s(&A), &f32s(&OLD), 0.2, TOTAL)?;
+        let outcome = Outcome::of(outputs, &f32s(&OLD), 0.2)?;
         assert_eq!((outcome.tokens, outcome.clipped), (4, 2));
-        Ok(loss)
+        clipped(outputs, &f32s(&A), &f32s(&OLD), 0.2, TOTAL)
     });
     let want = reference(|log_pi| {
         let term = |i: usize| {

@@ -8,6 +8,8 @@ use qrm_tests::server::binary;
 use qrm_tests::{Server, fixture};
 use serde_json::Value;
 
+use crate::security::{authority, write};
+
 fn client(algorithm: &str, url: &str, output: &Path, flags: &[&str]) -> Child {
     Command::new(binary().with_file_name("qrm-rl"))
         .args([algorithm, "--policy", &fixture("qwen2"), "--reward-url", url, "--output"])
@@ -64,6 +66,114 @@ fn every_algorithm_learns_from_the_server() {
     for server in servers {
         assert!(server.client().metric("qrm_computed_tokens_total") > 100.0, "both servers take turns");
     }
+}
+
+#[test]
+fn every_front_makes_the_same_policy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ours = authority();
+    write(dir.path(), &ours);
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    std::fs::write(path("ca.pem"), ours.pem()).expect("written");
+    std::fs::write(path("keys"), "secret\n").expect("written");
+    let tls =
+        ["--tls-cert", &path("cert.pem"), "--tls-key", &path("key.pem"), "--api-key-file", &path("keys")];
+    let (plain, locked) = (Server::start(&fixture("qwen2"), &[]), Server::start(&fixture("qwen2"), &tls));
+    let named = |address: &str| address.replace("127.0.0.1", "localhost");
+    let urls = [
+        format!("http://{}", plain.address()),
+        format!("grpc://{}", plain.grpc()),
+        format!("https://{}", named(locked.address())),
+        format!("grpcs://{}", named(locked.grpc())),
+    ];
+    let ca = path("ca.pem");
+    let flags = ["--steps", "2", "--baseline", "entropy", "--reward-ca", &ca, "--key", "secret"];
+    let weights: Vec<Vec<u8>> = urls
+        .iter()
+        .map(|url| {
+            let output = dir.path().join(url.replace([':', '/'], "-"));
+            finish(client("reinforce", url, &output, &flags));
+            std::fs::read(output.join("model/model.safetensors")).expect("weights")
+        })
+        .collect();
+    assert!(weights.iter().all(|w| *w == weights[0]));
+    // A wrong key is no matter of patience.
+    for url in &urls[2..] {
+        let output = dir.path().join("refused");
+        let flags = ["--steps", "1", "--reward-ca", &ca, "--key", "guessed"];
+        let refused = client("reinforce", url, &output, &flags).wait_with_output().expect("it ends");
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && words.contains("refuses"), "{words}");
+    }
+}
+
+/// Every answer with the server's own rewards for it, and pairs that the trainer takes.
+#[test]
+fn samples_are_rows() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data.jsonl");
+    std::fs::write(&data, "{\"prompt\": \"What is 2 + 2?\", \"answer\": \"#### 4\"}\n").expect("written");
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let output = dir.path().join("answers.jsonl");
+    let run = Command::new(binary().with_file_name("qrm-rl"))
+        .args(["sample", "--policy", &fixture("qwen2"), "--questions", "2", "--samples", "3"])
+        .args(["--max-new-tokens", "8", "--with-rewards", "--reward-url"])
+        .arg(format!("http://{}", server.address()))
+        .arg("--data")
+        .arg(&data)
+        .arg("--output")
+        .arg(&output)
+        .output()
+        .expect("it runs");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let summary: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    assert_eq!((&summary["answers"], &summary["rows"]), (&Value::from(6), &Value::from(6)));
+    let text = std::fs::read_to_string(&output).expect("rows");
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(row["messages"][0]["content"], "What is 2 + 2?");
+        let length = |name: &str| row[name].as_array().map(Vec::len);
+        assert!(length("tokens") == length("rewards") && length("tokens") > Some(0), "{row}");
+    }
+    assert_eq!(text.lines().count(), 6);
+}
+
+/// All of the experiment with models that have learnt nothing.
+#[test]
+fn the_experiment_comes_to_its_table() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let reproduce = || {
+        let run = Command::new(binary().with_file_name("qrm-rl"))
+            .args(["reproduce", "--quick", "--seeds", "1", "--output"])
+            .arg(dir.path())
+            .output()
+            .expect("it runs");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        String::from_utf8(run.stderr).expect("UTF-8")
+    };
+    assert!(reproduce().contains("qrm-rl ppo"), "the commands are shown");
+    let results = std::fs::read_to_string(dir.path().join("RESULTS.md")).expect("results");
+    for row in [
+        "| SFT |",
+        "| PPO | ORM |",
+        "| REINFORCE | Q-RM |",
+        "| PPO | DPO-RM |",
+        "| GRPO | the verifier itself |",
+    ] {
+        assert_eq!(results.matches(row).count(), 2, "{row} at each difficulty: {results}");
+    }
+    for plot in results.lines().filter_map(|line| line.strip_prefix("![")?.split_once("](")) {
+        let path = dir.path().join(plot.1.trim_end_matches(')'));
+        let svg = std::fs::read_to_string(&path).expect("a plot");
+        assert!(
+            svg.starts_with("<svg") && svg.contains("</svg>") && !svg.contains("NaN"),
+            "{}",
+            path.display()
+        );
+    }
+    // Done is done.
+    assert_eq!(reproduce(), "");
+    assert_eq!(std::fs::read_to_string(dir.path().join("RESULTS.md")).expect("results"), results);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Issuer = CertifiedIssuer<'static, KeyPair>;
 
 fn until(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
@@ -94,7 +94,7 @@ fn other_pages_scripts_are_let_in_by_name_only() {
     assert!(!ask(&closed, "https://lab.example"));
 }
 
-fn authority() -> Issuer {
+pub(crate) fn authority() -> Issuer {
     let mut params = CertificateParams::new([]).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
@@ -107,7 +107,8 @@ fn signed(by: &Issuer) -> (rcgen::Certificate, KeyPair) {
     (params.signed_by(&key, by).expect("signed"), key)
 }
 
-fn write(dir: &Path, by: &Issuer) {
+/// `key.pem` and `cert.pem` of a server.
+pub(crate) fn write(dir: &Path, by: &Issuer) {
     let (cert, key) = signed(by);
     std::fs::write(dir.join("key.pem"), key.serialize_pem()).expect("written");
     std::fs::write(dir.join("cert.pem"), cert.pem()).expect("written");

@@ -1,0 +1,118 @@
+//! The whole experiment, from nothing to a table: data, policy, backbone, pairs, reward models, a server that has them all,
+//! PPO and REINFORCE with each, tests, plots, `RESULTS.md`. Every step is a command that is printed and can be run by hand;
+//! started again, it goes on where it was.
+
+mod plan;
+mod report;
+mod results;
+mod server;
+mod stage;
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use plan::{Arm, MODELS, Size, arms, checkpoint, difficulty, events};
+use results::Results;
+use server::Server;
+use stage::{Stage, Workshop};
+
+/// Flags of `qrm-rl reproduce`.
+#[derive(Debug, Clone, Args)]
+pub struct ReproduceArgs {
+    /// Directory of all that the experiment makes.
+    #[arg(long, default_value = "reproduction")]
+    output: PathBuf,
+    /// The same with models that have learnt nothing: minutes instead of hours, to see that every part works.
+    #[arg(long)]
+    quick: bool,
+    /// Seeds of every policy; default: 3, and 2 when quick.
+    #[arg(long)]
+    seeds: Option<usize>,
+}
+
+impl ReproduceArgs {
+    /// Does what is not done yet, and writes what there is to `OUTPUT/RESULTS.md`.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let mut size = if self.quick { Size::QUICK } else { Size::FULL };
+        size.seeds = self.seeds.unwrap_or(size.seeds).max(1);
+        let shop = Workshop::new(&self.output)?;
+        for stage in plan::models(&shop, &size) {
+            shop.run(stage)?;
+        }
+        let served: Vec<(String, String)> =
+            MODELS.iter().map(|name| ((*name).to_owned(), checkpoint(&shop, name))).collect();
+        let server = Server::start(&served, &shop.path("logs/server"))?;
+        let [paper, controls] = arms();
+        let all = [&paper[..], &controls[..]].concat();
+        for at in size.difficulties {
+            shop.run(plan::test(
+                &shop,
+                &size,
+                *at,
+                "policy/model",
+                &format!("{}/sft.json", difficulty(*at)),
+            ))?;
+        }
+        for stage in before(&shop, &size, &server) {
+            shop.run(stage)?;
+        }
+        // An experiment that was stopped has the paper's comparison, perhaps with fewer seeds.
+        for arms in [&paper, &controls] {
+            for at in size.difficulties {
+                for seed in 0..size.seeds {
+                    for arm in arms {
+                        shop.run(plan::run(&shop, &size, server.url(), *at, arm, seed))?;
+                        let name = format!("{}/{}-{seed}", difficulty(*at), arm.name());
+                        let model = format!("{name}/model");
+                        shop.run(plan::test(&shop, &size, *at, &model, &format!("{name}.json")))?;
+                    }
+                    for stage in after(&shop, &size, &server, *at, arms) {
+                        shop.run(stage)?;
+                    }
+                    report::write(&shop, &size, &Results::read(&shop, &size, &all)?)?;
+                }
+            }
+        }
+        drop(server);
+        println!("{}", shop.path("RESULTS.md").display());
+        Ok(())
+    }
+}
+
+/// Answers of the policy before, as every model judges them.
+fn before(shop: &Workshop, size: &Size, server: &Server) -> Vec<Stage> {
+    let at = size.difficulties[0];
+    let of = |model: &&str| look(shop, size, server, at, "policy/model", model, &format!("before-{model}"));
+    MODELS.iter().map(of).collect()
+}
+
+/// Answers of what the policy became under the Q-RM and under the ORM, as these judge them.
+fn after(shop: &Workshop, size: &Size, server: &Server, at: (usize, usize), arms: &[Arm]) -> Vec<Stage> {
+    let is_shown = |arm: &&Arm| at == size.difficulties[0] && ["qrm", "orm"].contains(&arm.judge.name);
+    let of = |arm: &Arm| {
+        let policy = format!("{}/{}-0/model", difficulty(at), arm.name());
+        look(shop, size, server, at, &policy, arm.judge.name, &format!("after-{}", arm.name()))
+    };
+    arms.iter().filter(is_shown).map(of).collect()
+}
+
+fn look(
+    shop: &Workshop,
+    size: &Size,
+    server: &Server,
+    at: (usize, usize),
+    policy: &str,
+    model: &str,
+    to: &str,
+) -> Stage {
+    let flags = format!(
+        "sample --policy {} {} --split validation --questions 64 --samples 4 --max-new-tokens {} --with-rewards \
+         --reward-url {} --reward-model {model} --output @",
+        shop.arg(policy),
+        events(at),
+        size.longest(),
+        server.url(),
+    );
+    shop.stage("qrm-rl", &format!("looks/{to}.jsonl"), &flags)
+}

@@ -1,0 +1,120 @@
+//! What the runs have left behind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::plan::{Arm, Size, difficulty};
+use super::stage::Workshop;
+use crate::signal::moments;
+
+/// Of one difficulty.
+pub(super) struct Part {
+    pub(super) difficulty: String,
+    /// The policy before, on the test problems.
+    pub(super) before: Value,
+    /// As [`super::plan::arms`].
+    pub(super) arms: Vec<Trained>,
+}
+
+/// The seeds of one arm that are done.
+pub(super) struct Trained {
+    pub(super) arm: Arm,
+    /// Figures on the test problems, by seed.
+    pub(super) tests: Vec<Value>,
+    /// Pass@1 of sampled answers on the validation problems: by step, by seed.
+    pub(super) curve: BTreeMap<usize, Vec<f32>>,
+    /// Shares of the wall time that were spent waiting for rewards, by seed.
+    pub(super) waiting: Vec<f32>,
+    /// Of the last step, by seed.
+    pub(super) kl: Vec<f32>,
+}
+
+pub(super) struct Results {
+    pub(super) parts: Vec<Part>,
+}
+
+impl Results {
+    pub(super) fn read(shop: &Workshop, size: &Size, arms: &[Arm]) -> anyhow::Result<Self> {
+        let part = |at: &(usize, usize)| -> anyhow::Result<Part> {
+            let difficulty = difficulty(*at);
+            let trained = |arm: &Arm| -> anyhow::Result<Trained> {
+                let mut trained = Trained::new(arm);
+                for seed in 0..size.seeds {
+                    let run = shop.path(&format!("{difficulty}/{}-{seed}", arm.name()));
+                    if let Some(test) = json(&run.with_extension("json"))? {
+                        trained.tests.push(test);
+                        trained.add(&run.join("metrics.jsonl"))?;
+                    }
+                }
+                Ok(trained)
+            };
+            Ok(Part {
+                before: json(&shop.path(&format!("{difficulty}/sft.json")))?.unwrap_or_default(),
+                arms: arms.iter().map(trained).collect::<anyhow::Result<_>>()?,
+                difficulty,
+            })
+        };
+        Ok(Self { parts: size.difficulties.iter().map(part).collect::<anyhow::Result<_>>()? })
+    }
+}
+
+impl Part {
+    /// The arm of the same algorithm that has the outcome model.
+    pub(super) fn outcome(&self, algorithm: &str) -> Option<&Trained> {
+        self.arms.iter().find(|t| t.arm.algorithm == algorithm && t.arm.judge.name == "orm")
+    }
+}
+
+impl Trained {
+    fn new(arm: &Arm) -> Self {
+        let (tests, waiting, kl) = (Vec::new(), Vec::new(), Vec::new());
+        Self { arm: arm.clone(), tests, curve: BTreeMap::new(), waiting, kl }
+    }
+
+    /// Reads one seed's metrics.
+    fn add(&mut self, metrics: &Path) -> anyhow::Result<()> {
+        let (mut waited, mut all, mut kl) = (0.0, 0.0, None);
+        for row in rows(metrics)? {
+            let number = |name: &str| row[name].as_f64();
+            if let (Some(pass), Some(step)) = (number("eval/sampled_pass_at_1"), row["step"].as_u64()) {
+                self.curve.entry(step as usize).or_default().push(pass as f32);
+            }
+            waited += number("train/waiting_seconds").unwrap_or(0.0);
+            all += number("train/step_seconds").unwrap_or(0.0);
+            kl = number("train/kl").or(kl);
+        }
+        self.waiting.push((waited / f64::max(all, 1e-9)) as f32);
+        self.kl.extend(kl.map(|kl| kl as f32));
+        Ok(())
+    }
+
+    /// A figure of the tests, by seed.
+    pub(super) fn test(&self, name: &str) -> Vec<f32> {
+        self.tests.iter().filter_map(|test| test[name].as_f64()).map(|x| x as f32).collect()
+    }
+
+    /// Where it ends on the validation problems, on average.
+    pub(super) fn end(&self) -> Option<f64> {
+        self.curve.values().next_back().map(|seeds| moments(seeds.iter()).0)
+    }
+
+    /// The first step at which the average is as good.
+    pub(super) fn reaches(&self, goal: f64) -> Option<usize> {
+        self.curve.iter().find(|(_, seeds)| moments(seeds.iter()).0 >= goal).map(|(step, _)| *step)
+    }
+}
+
+fn json(path: &Path) -> anyhow::Result<Option<Value>> {
+    match path.exists() {
+        true => Ok(Some(serde_json::from_str(&std::fs::read_to_string(path)?)?)),
+        false => Ok(None),
+    }
+}
+
+/// Of a JSONL file.
+pub(super) fn rows(path: &Path) -> anyhow::Result<Vec<Value>> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
