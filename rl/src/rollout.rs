@@ -62,6 +62,8 @@ pub struct Rollout {
     pub reward: String,
     /// Spent in sampling.
     pub sampling: Duration,
+    /// Spent by the server, both halves together; most of it while the other half was sampled.
+    pub scoring: Duration,
     /// Spent waiting for rewards, with nothing left to sample.
     pub waiting: Duration,
 }
@@ -124,13 +126,14 @@ impl Sampler {
             let sampling = start.elapsed();
             let scored_two = judge.score(&two);
             let scored_one = judged.join().map_err(|_| anyhow::anyhow!("the reward client panicked"))?;
-            let (scored_one, scored_two) = (scored_one?, scored_two?);
+            let ((scored_one, time_one), (scored_two, time_two)) = (scored_one?, scored_two?);
             let waiting = start.elapsed() - sampling;
             Ok(Rollout {
                 answers: [one, two].concat(),
                 rewards: [scored_one.rewards, scored_two.rewards].concat(),
                 reward: scored_one.reward,
                 sampling,
+                scoring: time_one + time_two,
                 waiting,
             })
         })
@@ -138,9 +141,11 @@ impl Sampler {
 }
 
 impl Judge {
-    fn score(&self, answers: &[Answer]) -> anyhow::Result<Scored> {
-        match self {
-            Self::Server(rewards) if !answers.is_empty() => Ok(rewards.score(answers)?),
+    /// Rewards, and how long they took.
+    fn score(&self, answers: &[Answer]) -> anyhow::Result<(Scored, Duration)> {
+        let start = Instant::now();
+        let scored = match self {
+            Self::Server(rewards) if !answers.is_empty() => rewards.score(answers)?,
             _ => {
                 let of = |answer: &Answer| {
                     let mut rewards = vec![0.0; answer.response_ids.len()];
@@ -149,8 +154,9 @@ impl Judge {
                     }
                     rewards
                 };
-                Ok(Scored { rewards: answers.iter().map(of).collect(), reward: "verifier".into() })
+                Scored { rewards: answers.iter().map(of).collect(), reward: "verifier".into() }
             }
-        }
+        };
+        Ok((scored, start.elapsed()))
     }
 }

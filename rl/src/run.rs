@@ -7,6 +7,7 @@ use qrm_model::reward::HeadKind;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::report::Report;
 use qrm_trainer::state::{Position, States};
+use serde_json::json;
 
 use crate::evaluate::{pass_at_1, pass_at_n};
 use crate::learner::{Learner, log_probs};
@@ -119,11 +120,21 @@ impl Run {
         if last.is_nan() {
             last = self.evaluate(self.position.step)?; // there was nothing left to do
         }
+        if let (true, Some((step, _))) = (self.settings.keep_best, self.position.best) {
+            self.say(&format!("the best evaluation was at step {step}: that policy is kept"));
+            self.states[0].restore_best(&self.policy.model)?;
+        }
         if let Some(report) = &self.report {
             report.finish();
         }
         self.policy.save(&self.settings.output.join("model"))?;
         Ok(last)
+    }
+
+    fn say(&self, line: &str) {
+        if let Some(report) = &self.report {
+            report.say(line);
+        }
     }
 
     fn evaluate(&mut self, step: usize) -> anyhow::Result<f64> {
@@ -138,6 +149,11 @@ impl Run {
             report.numbers(step, "eval", &numbers)?;
             let words: Vec<String> = numbers.iter().map(|(name, pass)| format!("{name} {pass:.4}")).collect();
             report.say(&format!("step {step}: {}", words.join(", ")));
+        }
+        let quality = numbers.last().map_or(pass, |(_, pass)| *pass);
+        if self.settings.keep_best && self.position.best.is_none_or(|(_, best)| quality > best) {
+            self.position.best = Some((step, quality));
+            self.states[0].save_best(&self.policy.model, &json!({ "step": step, "pass_at_1": quality }))?;
         }
         Ok(pass)
     }
@@ -171,8 +187,10 @@ impl Run {
             ("policy_moved", outcome.mean(outcome.moved)),
             ("grad_norm", grad_norm),
             ("sampling_tokens_per_second", tokens as f64 / rollout.sampling.as_secs_f64().max(1e-9)),
-            ("learning_tokens_per_second", tokens as f64 / learning),
+            ("scoring_tokens_per_second", tokens as f64 / rollout.scoring.as_secs_f64().max(1e-9)),
+            ("learning_tokens_per_second", tokens as f64 / learning.max(1e-9)),
             ("sampling_seconds", rollout.sampling.as_secs_f64()),
+            ("scoring_seconds", rollout.scoring.as_secs_f64()),
             ("waiting_seconds", rollout.waiting.as_secs_f64()),
             ("waiting_share", rollout.waiting.as_secs_f64() / all),
             ("learning_seconds", learning),

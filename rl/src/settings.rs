@@ -69,6 +69,8 @@ pub struct Settings {
     pub prompts: usize,
     /// Decides every random choice.
     pub seed: u64,
+    /// What judges, in words: a run goes on only under the same.
+    pub judge: String,
     /// Scaling of the rewards.
     pub normalize: Normalize,
     /// What a token is credited with.
@@ -111,6 +113,9 @@ pub struct Settings {
     pub eval_every: usize,
     /// Sampled answers to each question of an evaluation, beside the greedy one; 0 = none.
     pub eval_samples: usize,
+    /// The finished policy is that of the best evaluation instead of the last step's: a reward model that is being played
+    /// shows in a Pass@1 that falls.
+    pub keep_best: bool,
     /// Steps between saved states; 0 = none.
     pub save_every: usize,
     /// Go on from the newest saved state.

@@ -73,6 +73,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         steps: 1,
         prompts: 1,
         seed: 0,
+        judge: String::new(),
         normalize: Normalize::from_str(&case.normalize, true).unwrap(),
         credit: Credit::Auto,
         end_by_mean: algorithm == Algorithm::Reinforce,
@@ -94,6 +95,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         micro_batch_tokens: 1,
         eval_every: 1,
         eval_samples: 0,
+        keep_best: false,
         save_every: 0,
         resume: false,
     }
@@ -121,6 +123,7 @@ fn tokens_are_pushed_as_in_pytorch() {
             rewards: if case.reward == "logit" { r.dense.clone() } else { r.sparse.clone() },
             reward: case.reward.clone(),
             sampling: Duration::ZERO,
+            scoring: Duration::ZERO,
             waiting: Duration::ZERO,
         };
         let settings = settings(algorithm, case);

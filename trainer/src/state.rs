@@ -10,7 +10,6 @@ use candle_core::{DType, Device, Tensor};
 use qrm_model::RewardModel;
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::Evaluation;
 use crate::export::save;
 use crate::files;
 use crate::optimizer::AdamW;
@@ -107,7 +106,7 @@ impl States {
     }
 
     /// Keeps the variables of the best evaluation.
-    pub fn save_best(&self, model: &RewardModel, evaluation: &Evaluation) -> anyhow::Result<()> {
+    pub fn save_best(&self, model: &RewardModel, evaluation: &impl Serialize) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
         files::directory(&self.dir.join("best"), |dir| {
             variables(model, &dir.join("variables.safetensors"))?;

@@ -88,6 +88,10 @@ struct ServerArgs {
 }
 
 impl ServerArgs {
+    fn asked_for(&self) -> String {
+        format!("{:?} of {:?}", self.reward, self.reward_model)
+    }
+
     fn connect(&self, with_entropy: bool) -> anyhow::Result<Rewards> {
         let asked = Asked {
             model: self.reward_model.clone(),

@@ -124,6 +124,9 @@ pub(super) struct TrainArgs {
     /// Sampled answers to each validation question, beside the greedy one.
     #[arg(long, default_value_t = 0)]
     eval_samples: usize,
+    /// Gives the policy of the best evaluation (of sampled answers, where there are) instead of the last.
+    #[arg(long)]
+    best: bool,
     /// Steps between saved states; 0 = none.
     #[arg(long, default_value_t = 0)]
     save_every: usize,
@@ -156,6 +159,7 @@ impl TrainArgs {
             steps: self.steps,
             prompts: self.prompts,
             seed: self.seed,
+            judge: format!("{:?}, {}, {:?}", self.judge, self.server.asked_for(), self.baseline),
             normalize: self.normalize,
             credit: self.credit,
             end_by_mean: !self.keep_end && is_reinforce,
@@ -182,6 +186,7 @@ impl TrainArgs {
             micro_batch_tokens: self.micro_batch_tokens,
             eval_every: self.eval_every,
             eval_samples: self.eval_samples,
+            keep_best: self.best,
             save_every: self.save_every,
             resume: self.resume,
         };

@@ -46,9 +46,10 @@ pub fn draw(to: &Path, axes: Axes<'_>, lines: &[Line]) -> anyhow::Result<()> {
     let high = points().map(|p| p.1 + p.2).fold(0.0, f64::max);
     let margin = 0.05 * (high - low).max(1e-3);
 
-    let root = SVGBackend::new(to, (900, 480)).into_drawing_area();
+    let root = SVGBackend::new(to, (1000, 480)).into_drawing_area();
     root.fill(&WHITE).map_err(failed)?;
-    let mut chart = ChartBuilder::on(&root)
+    let (plot, legend) = root.split_horizontally(760);
+    let mut chart = ChartBuilder::on(&plot)
         .caption(axes.title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(36)
@@ -59,6 +60,7 @@ pub fn draw(to: &Path, axes: Axes<'_>, lines: &[Line]) -> anyhow::Result<()> {
     chart
         .configure_mesh()
         .light_line_style(WHITE)
+        .x_labels(all.iter().map(Vec::len).max().unwrap_or(0))
         .x_desc(axes.x)
         .y_desc(axes.y)
         .x_label_formatter(&label)
@@ -71,18 +73,10 @@ pub fn draw(to: &Path, axes: Axes<'_>, lines: &[Line]) -> anyhow::Result<()> {
         let band = Polygon::new(upper.chain(lower).collect::<Vec<_>>(), color.mix(0.15));
         chart.draw_series([band]).map_err(failed)?;
         let means = points.iter().map(|(x, mean, _)| (*x, *mean));
-        chart
-            .draw_series(LineSeries::new(means, color.stroke_width(2)))
-            .map_err(failed)?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+        chart.draw_series(LineSeries::new(means, color.stroke_width(2))).map_err(failed)?;
+        let y = 48 + 24 * i as i32;
+        legend.draw(&PathElement::new([(0, y + 7), (20, y + 7)], color.stroke_width(3))).map_err(failed)?;
+        legend.draw(&Text::new(line.name.clone(), (28, y), ("sans-serif", 13))).map_err(failed)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(failed)?;
     root.present().map_err(failed)
 }

@@ -265,6 +265,12 @@ pub(super) fn difficulty((fewest, most): (usize, usize)) -> String {
     format!("{fewest}-{most}-events")
 }
 
+/// The same in words.
+pub(super) fn stories((fewest, most): (usize, usize)) -> String {
+    let count = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
+    format!("stories of {count} event{}", if most == 1 { "" } else { "s" })
+}
+
 /// One policy.
 pub(super) fn run(
     shop: &Workshop,
@@ -278,7 +284,7 @@ pub(super) fn run(
     let (steps, prompts, samples) = size.rl;
     let mut flags = format!(
         "{} --policy {} --output {} {} --seed {seed} --steps {steps} --prompts {prompts} --samples {samples} \
-         --eval-every {} --eval-questions {} --eval-samples {} --max-new-tokens {} --warmup 3 {} {}",
+         --eval-every {} --eval-questions {} --eval-samples {} --max-new-tokens {} --warmup 3 --best {} {}",
         arm.algorithm,
         shop.arg("policy/model"),
         shop.arg(&name),

@@ -48,35 +48,37 @@ fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Result<()> {
     )?;
     writeln!(
         text,
-        "Held-out test problems, {steps} steps of {answers} answers; mean ± standard deviation over seeds. Margin: points of \
-         Pass@1 over ORM with the same algorithm. Steps: the first at which the validation curve is where ORM's ends.\n"
+        "{steps} steps of {answers} answers; the policy of the best validation is kept and tested on held-out problems. Mean ± \
+         standard deviation over seeds. Margin: points of Pass@1 over ORM with the same algorithm. Steps: the first at which \
+         the validation curve is where ORM's is at its best. Last: validation after the last step.\n"
     )?;
     writeln!(
         text,
-        "| | reward | Pass@1 | greedy | Pass@{} | margin | steps | KL | waiting | seeds |",
+        "| | reward | Pass@1 | greedy | Pass@{} | margin | steps | last | KL | waiting | seeds |",
         size.samples()
     )?;
-    writeln!(text, "|---|---|---|---|---|---|---|---|---|---|")?;
+    writeln!(text, "|---|---|---|---|---|---|---|---|---|---|---|")?;
     let figure =
         |name: &str| part.before[name].as_f64().map_or("–".into(), |x| format!("{:.1}", 100.0 * x));
     let most = format!("pass_at_{}", size.samples());
     let before = [figure("pass_at_1"), figure("greedy_pass_at_1"), figure(&most)];
-    writeln!(text, "| SFT | | {} | {} | {} | | | | | |", before[0], before[1], before[2])?;
+    writeln!(text, "| SFT | | {} | {} | {} | | | | | | |", before[0], before[1], before[2])?;
     for trained in part.arms.iter().filter(|t| !t.tests.is_empty()) {
         let outcome = part.outcome(trained.arm.algorithm);
         let mean = |t: &Trained| moments(t.test("pass_at_1").iter()).0;
         let margin = outcome.map_or("".into(), |orm| format!("{:+.1}", 100.0 * (mean(trained) - mean(orm))));
-        let steps = outcome.and_then(Trained::end).map_or("".into(), |goal| {
+        let steps = outcome.and_then(Trained::best).map_or("".into(), |goal| {
             trained.reaches(goal).map_or("not reached".into(), |step| step.to_string())
         });
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {margin} | {steps} | {:.3} | {:.1} % | {} |",
+            "| {} | {} | {} | {} | {} | {margin} | {steps} | {} | {:.3} | {:.1} % | {} |",
             trained.arm.algorithm.to_uppercase(),
             trained.arm.judge.label,
             points(&trained.test("pass_at_1")),
             points(&trained.test("greedy_pass_at_1")),
             points(&trained.test(&most)),
+            points(trained.last()),
             moments(trained.kl.iter()).0,
             100.0 * moments(trained.waiting.iter()).0,
             trained.tests.len(),
@@ -99,7 +101,7 @@ fn learning_curves(
         points: t.curve.iter().map(|(step, seeds)| (*step as f64, seeds.clone())).collect(),
     };
     let lines: Vec<Line> = part.arms.iter().filter(is_shown).map(line).collect();
-    let title = format!("{}, {}", algorithm.to_uppercase(), part.difficulty.replace('-', " "));
+    let title = format!("{}, {}", algorithm.to_uppercase(), part.stories);
     let x = format!("steps of {} answers", size.answers_of_a_step());
     let axes = Axes { title: &title, x: &x, y: "Pass@1, validation", log_x: false };
     let file = format!("plots/{algorithm}-{}.svg", part.difficulty);
@@ -124,7 +126,7 @@ fn passes(text: &mut String, shop: &Workshop, part: &Part) -> anyhow::Result<()>
     for t in part.arms.iter().filter(|t| t.arm.algorithm == "reinforce" && !t.tests.is_empty()) {
         lines.push(line(t.arm.judge.label, &t.tests.iter().collect::<Vec<_>>()));
     }
-    let title = format!("Pass@N after REINFORCE, {}", part.difficulty.replace('-', " "));
+    let title = format!("Pass@N after REINFORCE, {}", part.stories);
     let axes = Axes { title: &title, x: "N", y: "Pass@N, test", log_x: true };
     let file = format!("plots/pass-at-n-{}.svg", part.difficulty);
     curves::draw(&shop.path(&file), axes, &lines)?;
@@ -214,15 +216,12 @@ fn looks(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
     let all: Vec<(&str, Vec<Look>)> = all.collect::<anyhow::Result<_>>()?;
     let Some((_, first)) = all.first() else { return Ok(()) };
     for (name, is_right) in [("right", true), ("wrong", false)] {
-        // The first question that has both.
-        let both = |look: &&Look| {
-            let others = first.iter().filter(|other| other.prompt == look.prompt);
-            look.is_right == is_right && others.into_iter().any(|other| other.is_right != is_right)
+        // Of a question that has both, where there is one.
+        let has_both = |look: &Look| {
+            first.iter().any(|other| other.prompt == look.prompt && other.is_right != look.is_right)
         };
-        let Some(at) = first.iter().find(both).and_then(|l| first.iter().position(|x| std::ptr::eq(x, l)))
-        else {
-            continue;
-        };
+        let places = || (0..first.len()).filter(|i| first[*i].is_right == is_right);
+        let Some(at) = places().find(|i| has_both(&first[*i])).or_else(|| places().next()) else { continue };
         let row = |(model, looks): &(&str, Vec<Look>)| {
             let look = looks.get(at)?;
             Some(Row { name: (*model).into(), tokens: look.tokens.clone(), rewards: look.rewards.clone() })

@@ -5,13 +5,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::plan::{Arm, Size, difficulty};
+use super::plan::{Arm, Size, difficulty, stories};
 use super::stage::Workshop;
 use crate::signal::moments;
 
 /// Of one difficulty.
 pub(super) struct Part {
     pub(super) difficulty: String,
+    /// The same in words.
+    pub(super) stories: String,
     /// The policy before, on the test problems.
     pub(super) before: Value,
     /// As [`super::plan::arms`].
@@ -54,6 +56,7 @@ impl Results {
                 before: json(&shop.path(&format!("{difficulty}/sft.json")))?.unwrap_or_default(),
                 arms: arms.iter().map(trained).collect::<anyhow::Result<_>>()?,
                 difficulty,
+                stories: stories(*at),
             })
         };
         Ok(Self { parts: size.difficulties.iter().map(part).collect::<anyhow::Result<_>>()? })
@@ -95,9 +98,14 @@ impl Trained {
         self.tests.iter().filter_map(|test| test[name].as_f64()).map(|x| x as f32).collect()
     }
 
-    /// Where it ends on the validation problems, on average.
-    pub(super) fn end(&self) -> Option<f64> {
-        self.curve.values().next_back().map(|seeds| moments(seeds.iter()).0)
+    /// After the last step on the validation problems, by seed.
+    pub(super) fn last(&self) -> &[f32] {
+        self.curve.values().next_back().map_or(&[], |seeds| seeds)
+    }
+
+    /// The highest point of the average on the validation problems.
+    pub(super) fn best(&self) -> Option<f64> {
+        self.curve.values().map(|seeds| moments(seeds.iter()).0).reduce(f64::max)
     }
 
     /// The first step at which the average is as good.
