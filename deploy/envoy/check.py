@@ -48,7 +48,7 @@ def metric(port: int, name: str) -> float:
 
 def requests_of(port: int) -> float:
     text = get(f"http://127.0.0.1:{port}/metrics")[0].decode()
-    return sum(map(float, re.findall(r'^qrm_requests_total\{route="/v1/rewards",status="200"\} (\S+)$', text, re.M)))
+    return sum(map(float, re.findall(r'^qrm_requests_total\{[^}]*route="/v1/rewards",status="200"[^}]*\} (\S+)$', text, re.M)))
 
 
 def wait_for(url: str) -> None:

@@ -89,7 +89,7 @@ async def test_refusals_are_typed(start, tmp_path, golden):
 
 def requests(server) -> int:
     text = httpx.get(f"{server.url}/metrics").text
-    return sum(int(n) for n in re.findall(r'qrm_requests_total{route="[^"]*(?:rewards|Score)",status="[^"]*"} (\d+)', text))
+    return sum(int(n) for n in re.findall(r'qrm_requests_total{[^}]*route="[^"]*(?:rewards|Score)",status="[^"]*"} (\d+)', text))
 
 
 async def test_concurrent_calls_go_together(start):

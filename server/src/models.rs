@@ -13,6 +13,7 @@ use qrm_model::{RewardModel, Trajectory};
 use crate::config::{Against, NamedModel};
 use crate::engine::{Engine, Limits, Terms};
 use crate::metrics::Metrics;
+use crate::metrics::drift::Drift;
 use crate::model;
 
 /// Requests that name none go to the first.
@@ -40,6 +41,7 @@ pub(crate) struct Loaded {
     pub(crate) name: Arc<str>,
     pub(crate) model: Arc<RewardModel>,
     pub(crate) engine: Engine,
+    pub(crate) drift: Drift,
     /// The first batch has been through: the weights are in memory, the threads have started.
     warm: AtomicBool,
 }
@@ -51,6 +53,7 @@ impl Models {
             let name: Arc<str> = named.name.as_str().into();
             let (source, against) = (named.source.as_deref(), named.against.as_ref());
             let loaded = Loaded::new(name.clone(), source, against, limits, metrics)?;
+            metrics.serves(&name, &loaded.model, None);
             Ok(Served {
                 name,
                 source: named.source.clone(),
@@ -136,6 +139,12 @@ impl Served {
     /// Loads `source`, or the checkpoint it was started with, beside the current one and swaps. Where it cannot be loaded
     /// the old one stays. Blocks until it is there; what the old one had accepted is answered after that.
     pub(crate) fn reload(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
+        let reloaded = self.replace(source);
+        self.metrics.reloaded(&self.name, reloaded.is_ok());
+        reloaded
+    }
+
+    fn replace(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let source = source.or(self.source.as_deref());
         let new = Arc::new(Loaded::new(
@@ -151,6 +160,7 @@ impl Served {
             anyhow::ensure!(!current.engine.is_closed(), "the server is shutting down");
             std::mem::replace(&mut *current, new.clone())
         };
+        self.metrics.serves(&self.name, &new.model, Some(&old.model));
         tracing::info!(model = %self.name, from = old.model.version(), to = new.model.version(), "reloaded");
         let mut retired = self.retired();
         retired.retain(|old| old.strong_count() > 0);
@@ -176,7 +186,8 @@ impl Loaded {
     ) -> anyhow::Result<Self> {
         let model = model::load(source, against)?;
         let engine = Engine::start(model.clone(), limits, metrics.clone())?;
-        Ok(Self { name, model, engine, warm: AtomicBool::new(false) })
+        let drift = metrics.drift(&name, model.head());
+        Ok(Self { name, model, engine, drift, warm: AtomicBool::new(false) })
     }
 
     /// Runs one token through the engine. Blocks.

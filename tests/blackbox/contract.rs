@@ -156,7 +156,7 @@ fn what_the_server_says_of_itself() {
     client.rewards(&Rng::new(5).request(3)).ok();
     let metrics = client.get("/metrics").ok();
     let text = metrics.as_str().expect("text");
-    assert!(text.contains(r#"qrm_requests_total{route="/v1/rewards",status="200"} 1"#), "{text}");
+    assert!(text.contains(r#"qrm_requests_total{dialect="native",key="",model="llama-tied",route="/v1/rewards",status="200"} 1"#), "{text}");
     assert_eq!(client.metric("qrm_queue_requests"), 0.0);
     assert_eq!(client.metric("qrm_queue_tokens"), 0.0);
     assert!(client.metric("qrm_computed_tokens_total") > 3.0);

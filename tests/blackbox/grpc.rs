@@ -250,7 +250,7 @@ async fn refusals() {
     assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
     let metrics = server.client().with_key("secret").get("/metrics").ok();
     let metrics = metrics.as_str().expect("text");
-    assert!(metrics.contains("qrm_key_requests_total{key=\"alice\"}"), "{metrics}");
+    assert!(metrics.contains("dialect=\"grpc\",key=\"alice\",model=\"qwen2\""), "{metrics}");
     assert!(metrics.contains("qrm_key_tokens_total{key=\"alice\"}"), "{metrics}");
     assert!(
         metrics.contains("route=\"/qrm.v1.RewardService/Score\",status=\"ResourceExhausted\""),

@@ -13,6 +13,7 @@ mod golden;
 mod grpc;
 mod invariance;
 mod load;
+mod metrics;
 mod models;
 mod offline;
 mod page;

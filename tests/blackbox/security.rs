@@ -42,7 +42,10 @@ fn keys_change_while_the_server_runs() {
     let metrics = server.client().with_key("one").get("/metrics").ok();
     let metrics = metrics.as_str().expect("text");
     for name in ["alice", "bob", "carol"] {
-        assert!(metrics.contains(&format!("qrm_key_requests_total{{key=\"{name}\"}}")), "{metrics}");
+        assert!(
+            metrics.contains(&format!("key=\"{name}\",model=\"qwen2\",route=\"/v1/rewards\"")),
+            "{metrics}"
+        );
     }
     // No secret is in the log.
     let log = format!("{:?}", server.log());

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::error::ApiError;
+use super::seen::Seen;
 
 /// Routes that are open without a key: what a load balancer asks, and what a browser shows before it has one.
 const OPEN: [&str; 7] = [
@@ -29,6 +30,8 @@ pub(crate) struct Client {
     pub(crate) name: Arc<str>,
     /// Whether the name is a key's, and so one of few.
     pub(crate) has_key: bool,
+    /// For the request's count.
+    pub(crate) seen: Seen,
 }
 
 /// 401 unless the request carries a key, where keys are configured. Leaves a [`Client`] with the request.
@@ -49,15 +52,16 @@ pub(crate) fn admit(app: &App, request: &mut Request) -> Result<(), ApiError> {
         let is_admin = key.is_some_and(|key| app.keys.is_admin(key));
         return is_admin.then_some(()).ok_or_else(ApiError::not_admin);
     }
+    let seen = request.extensions().get::<Seen>().cloned().unwrap_or_default();
     let client = match key.and_then(|key| app.keys.name_of(key)) {
         Some(name) => {
-            app.metrics.key_requests.with_label_values(&[&*name]).inc();
-            Client { name, has_key: true }
+            seen.has_key(&name);
+            Client { name, has_key: true, seen }
         }
         None if app.keys.is_open() || OPEN.contains(&path) => {
             let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
             let name = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
-            Client { name: name.into(), has_key: false }
+            Client { name: name.into(), has_key: false, seen }
         }
         None => return Err(ApiError::unauthorized()),
     };

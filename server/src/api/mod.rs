@@ -8,7 +8,7 @@
 //! - `page`: `GET /` and `/docs`. `openapi`: `GET /openapi.json`.
 //! - [`error`]: every refusal in one shape.
 //! - `json`: bodies in. [`intake`]: how much of them, how slowly. `off_thread`: large ones do not hold up the others.
-//! - [`auth`]: who asks. `observe`: one log line and one count per request.
+//! - [`auth`]: who asks. `observe`: one log line and one count per request, [`seen`]: of what.
 //! - `linger`: a refusal reaches the client.
 
 mod admin;
@@ -28,6 +28,7 @@ mod openapi;
 mod page;
 mod rewards;
 mod scoring;
+pub(crate) mod seen;
 mod status;
 mod tokenize;
 

@@ -39,6 +39,7 @@ pub(crate) struct Read {
 pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> Result<Read, ApiError> {
     let arrived = Instant::now();
     let loaded = app.served(request.model.as_deref())?.current();
+    client.seen.is_for(&loaded.name);
     if loaded.engine.is_closed() {
         return Err(ApiError::unavailable("draining", "the server is shutting down"));
     }
@@ -53,6 +54,7 @@ pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> 
     let tokenize = arrived.elapsed();
     app.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
     let (trajectories, pending) = prepared.split();
+    let pending = pending.watched(&loaded.drift);
     if client.has_key {
         let tokens: usize = trajectories.iter().map(Trajectory::len).sum();
         app.metrics.key_tokens.with_label_values(&[&*client.name]).inc_by(tokens as u64);

@@ -40,6 +40,10 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, A
 )]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     app.metrics.tasks.set(Handle::current().metrics().num_alive_tasks() as i64);
+    app.metrics.ready.set(i64::from(app.models.ready().is_ok()));
+    for served in app.models.iter() {
+        app.metrics.worker(&served.name, served.current().engine.is_alive());
+    }
     let text = app.metrics.render().map_err(|_| ApiError::internal("the metrics could not be written"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }

@@ -9,24 +9,36 @@ use qrm_proto::response::{Datum, Floats, RewardsResponse, Stats as WireStats, Ti
 use super::trajectories::Origin;
 use super::{Options, Prepared};
 use crate::engine::job::JobOutput;
+use crate::metrics::drift::Drift;
 
 /// A prepared request without its trajectories, which went to the engine.
 pub(crate) struct Pending {
     origins: Vec<Origin>,
     options: Options,
     trajectories: Vec<Trajectory>,
+    /// Counts the rewards; none offline.
+    drift: Option<Drift>,
 }
 
 impl Prepared {
     /// Splits off what the engine needs; token ids are shared, not copied.
     pub(crate) fn split(self) -> (Vec<Trajectory>, Pending) {
-        let pending =
-            Pending { origins: self.origins, options: self.options, trajectories: self.trajectories.clone() };
+        let pending = Pending {
+            origins: self.origins,
+            options: self.options,
+            trajectories: self.trajectories.clone(),
+            drift: None,
+        };
         (self.trajectories, pending)
     }
 }
 
 impl Pending {
+    /// The same, counted.
+    pub(crate) fn watched(self, drift: &Drift) -> Self {
+        Self { drift: Some(drift.clone()), ..self }
+    }
+
     /// The whole answer.
     pub(crate) fn answer(
         mut self,
@@ -65,7 +77,11 @@ impl Pending {
     fn rewards(&self, index: usize, scores: &TokenScores, model: &RewardModel) -> Vec<f32> {
         let last_tokens = self.origins[index].last_tokens.as_ref();
         let steps = last_tokens.and_then(|last| model.step_rewards(last, &scores.logit));
-        steps.unwrap_or_else(|| scores.rewards(self.options.reward))
+        let rewards = steps.unwrap_or_else(|| scores.rewards(self.options.reward));
+        if let Some(drift) = &self.drift {
+            drift.observe(self.options.reward, &rewards, scores);
+        }
+        rewards
     }
 
     /// All but the data.

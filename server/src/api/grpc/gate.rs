@@ -14,6 +14,7 @@ use crate::api::App;
 use crate::api::auth;
 use crate::api::error::ApiError;
 use crate::api::intake::Unread;
+use crate::api::seen::Seen;
 
 /// Clients must not be able to make label values up.
 const METHODS: [&str; 8] = [
@@ -32,19 +33,20 @@ const SCORE_STREAM: &str = "/qrm.v1.RewardService/ScoreStream";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline(pub(super) Instant);
 
-pub(super) async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
+pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let method = METHODS.into_iter().find(|m| *m == request.uri().path()).unwrap_or("unknown");
+    let in_flight = app.metrics.begin(method);
+    let seen = Seen::default();
+    request.extensions_mut().insert(seen.clone());
     let response = match admit(&app, method, request).await {
         Ok(request) => next.run(request).await,
         Err(error) => Status::from(error).into_http(),
     };
     // A call that ends well, and a stream however it ends, says so after its messages.
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-    let (status, time) = (format!("{code:?}"), start.elapsed());
-    app.metrics.requests.with_label_values(&[method, &status]).inc();
-    app.metrics.request_seconds.with_label_values(&[method]).observe(time.as_secs_f64());
-    tracing::info!(route = method, status, ms = time.as_micros() as f64 / 1e3, "call");
+    let status = format!("{code:?}");
+    let time = in_flight.end(method, &seen, &status);
+    tracing::info!(route = method, status, model = seen.model(), ms = time.as_micros() as f64 / 1e3, "call");
     response
 }
 

@@ -1,9 +1,18 @@
-//! Prometheus metrics: what the service did and what waits.
+//! Prometheus metrics: what the service did and what waits; [`drift`]: what the rewards are like.
+
+pub(crate) mod drift;
+
+use std::time::{Duration, Instant};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
+use qrm_model::RewardModel;
+use qrm_model::reward::HeadKind;
+
+use crate::api::seen::Seen;
+use drift::{Drift, Drifts};
 
 /// Seconds, from a millisecond to ten minutes.
 const SECONDS: [f64; 14] =
@@ -16,12 +25,21 @@ const TOKENS: [f64; 12] =
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// `qrm_requests_total{route, status}`
-    pub(crate) requests: IntCounterVec,
+    drifts: Drifts,
+    /// `qrm_requests_total{route, dialect, model, status, key}`
+    requests: IntCounterVec,
     /// `qrm_request_seconds{route}`
-    pub(crate) request_seconds: HistogramVec,
-    /// `qrm_key_requests_total{key}`: by the key's name.
-    pub(crate) key_requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    /// `qrm_requests_in_flight{route}`
+    in_flight: IntGaugeVec,
+    /// `qrm_model_info{model, version, architecture, head}`
+    model_info: IntGaugeVec,
+    /// `qrm_reloads_total{model, result}`
+    reloads: IntCounterVec,
+    /// `qrm_ready`
+    pub(crate) ready: IntGauge,
+    /// `qrm_worker_alive{model}`
+    worker_alive: IntGaugeVec,
     /// `qrm_key_tokens_total{key}`: of trajectories that were read.
     pub(crate) key_tokens: IntCounterVec,
     /// `qrm_tasks`
@@ -67,6 +85,8 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
             registry.register(Box::new(metric.clone()))?;
@@ -82,6 +102,11 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             prometheus::Result::Ok(metric)
         };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            prometheus::Result::Ok(metric)
+        };
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(metric.clone()))?;
@@ -94,13 +119,22 @@ impl Metrics {
         )?;
         registry.register(Box::new(request_seconds.clone()))?;
         Ok(Self {
-            requests: counters("qrm_requests_total", "Requests answered.", &["route", "status"])?,
-            request_seconds,
-            key_requests: counters(
-                "qrm_key_requests_total",
-                "Requests, by the name of their key.",
-                &["key"],
+            drifts: Drifts::register(&registry)?,
+            requests: counters(
+                "qrm_requests_total",
+                "Requests answered.",
+                &["route", "dialect", "model", "status", "key"],
             )?,
+            request_seconds,
+            in_flight: gauges("qrm_requests_in_flight", "Requests not yet answered.", &["route"])?,
+            model_info: gauges(
+                "qrm_model_info",
+                "1 for each checkpoint that is served.",
+                &["model", "version", "architecture", "head"],
+            )?,
+            reloads: counters("qrm_reloads_total", "Reloads of a checkpoint.", &["model", "result"])?,
+            ready: gauge("qrm_ready", "1 while requests are taken.")?,
+            worker_alive: gauges("qrm_worker_alive", "1 while a model's worker lives.", &["model"])?,
             key_tokens: counters("qrm_key_tokens_total", "Tokens read, by the name of their key.", &["key"])?,
             tasks: gauge("qrm_tasks", "Tasks of the server: open connections and what serves them.")?,
             request_bytes: gauge("qrm_request_bytes", "Bodies of requests that are not yet answered.")?,
@@ -148,10 +182,79 @@ impl Metrics {
         })
     }
 
+    /// Counts a request that begins. Its end is counted by [`InFlight::end`], or, where the client goes first, not at all.
+    pub(crate) fn begin(&self, route: &str) -> InFlight {
+        let gauge = self.in_flight.with_label_values(&[route]);
+        gauge.inc();
+        InFlight { gauge, metrics: self.clone(), start: Instant::now() }
+    }
+
+    /// A checkpoint that is served from now on, in the place of another or of none.
+    pub(crate) fn serves(&self, model: &str, new: &RewardModel, old: Option<&RewardModel>) {
+        let labels =
+            |m: &RewardModel| [model, m.version(), m.architecture(), m.head().as_str()].map(str::to_owned);
+        if let Some(old) = old {
+            let _ = self.model_info.remove_label_values(&labels(old).each_ref().map(String::as_str));
+        }
+        self.model_info.with_label_values(&labels(new)).set(1);
+    }
+
+    /// Counts a reload.
+    pub(crate) fn reloaded(&self, model: &str, is_done: bool) {
+        self.reloads.with_label_values(&[model, if is_done { "done" } else { "failed" }]).inc();
+    }
+
+    /// Whether a model's worker lives.
+    pub(crate) fn worker(&self, model: &str, is_alive: bool) {
+        self.worker_alive.with_label_values(&[model]).set(i64::from(is_alive));
+    }
+
+    /// What a model's rewards are like.
+    pub(crate) fn drift(&self, model: &str, head: HeadKind) -> Drift {
+        self.drifts.of(model, head)
+    }
+
     /// The text exposition format.
     pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         Ok(out)
+    }
+}
+
+/// A request under way.
+pub(crate) struct InFlight {
+    gauge: IntGauge,
+    metrics: Metrics,
+    start: Instant,
+}
+
+impl InFlight {
+    /// Counts it as answered. Gives how long it took.
+    pub(crate) fn end(self, route: &str, seen: &Seen, status: &str) -> Duration {
+        let time = self.start.elapsed();
+        let labels = [route, dialect(route), seen.model(), status, seen.key()];
+        self.metrics.requests.with_label_values(&labels).inc();
+        self.metrics.request_seconds.with_label_values(&[route]).observe(time.as_secs_f64());
+        time
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+/// Whose way of asking a route is; empty for those that score nothing.
+fn dialect(route: &str) -> &'static str {
+    match route {
+        "/v1/rewards" => "native",
+        "/get_reward" => "openrlhf",
+        "/rm" => "slime",
+        "/classify" | "/pooling" => "vllm",
+        "/get_sequence_logprobs/" => "trl",
+        "/qrm.v1.RewardService/Score" | "/qrm.v1.RewardService/ScoreStream" => "grpc",
+        _ => "",
     }
 }

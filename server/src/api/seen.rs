@@ -1,0 +1,35 @@
+//! What a request turns out to be on its way in, for its count.
+
+use std::sync::{Arc, OnceLock};
+
+/// Goes with the request; written once each by what finds it out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen(Arc<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    key: OnceLock<Arc<str>>,
+    model: OnceLock<Arc<str>>,
+}
+
+impl Seen {
+    /// Whose key it has.
+    pub(crate) fn has_key(&self, name: &Arc<str>) {
+        let _ = self.0.key.set(name.clone());
+    }
+
+    /// Which model it is for; one that is served.
+    pub(crate) fn is_for(&self, model: &Arc<str>) {
+        let _ = self.0.model.set(model.clone());
+    }
+
+    /// Name of the key; empty without one.
+    pub(crate) fn key(&self) -> &str {
+        self.0.key.get().map_or("", |name| name)
+    }
+
+    /// Name of the model; empty where it has come to none.
+    pub(crate) fn model(&self) -> &str {
+        self.0.model.get().map_or("", |name| name)
+    }
+}
