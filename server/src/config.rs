@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model;
+use crate::telemetry::otlp::Endpoint;
 use crate::tls::TlsFiles;
 
 /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint.
@@ -39,10 +40,11 @@ impl Cli {
         Self::parse_from(args)
     }
 
-    pub(crate) fn log_format(&self) -> LogFormat {
+    /// How it is told what happens.
+    pub(crate) fn telemetry(&self) -> (LogFormat, Option<&Endpoint>) {
         match &self.command {
-            Command::Serve(args) => args.log_format,
-            Command::Score(_) => LogFormat::Text,
+            Command::Serve(args) => (args.log_format, args.traces.as_ref()),
+            Command::Score(_) => (LogFormat::Text, None),
         }
     }
 }
@@ -151,6 +153,8 @@ pub(crate) struct ServeArgs {
     /// Origins of pages whose scripts may call the service (`https://lab.example`, or `*`); default: none but its own page.
     #[arg(long, env = "QRM_CORS_ORIGIN", value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
+    #[command(flatten)]
+    pub(crate) traces: Option<Endpoint>,
     /// Form of the log on stderr.
     #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,

@@ -10,7 +10,7 @@
 //! - [`models`]: the models that are served, by name, and their reload. [`model`]: one checkpoint; a small one is built in.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
-//! - [`metrics`], [`telemetry`]: Prometheus and logs.
+//! - [`metrics`], [`telemetry`]: Prometheus, logs and traces.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -36,7 +36,14 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     let cli = config::Cli::read();
-    telemetry::init(cli.log_format());
+    let (format, traces) = cli.telemetry();
+    let _export = match telemetry::init(format, traces) {
+        Ok(export) => export,
+        Err(error) => {
+            eprintln!("error: traces: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match cli.command {
         config::Command::Serve(args) => serve::run(*args),
         config::Command::Score(args) => score::run(args),

@@ -22,3 +22,4 @@ mod rl;
 mod security;
 mod spans;
 mod streaming;
+mod traces;

@@ -8,7 +8,8 @@
 //! - `page`: `GET /` and `/docs`. `openapi`: `GET /openapi.json`.
 //! - [`error`]: every refusal in one shape.
 //! - `json`: bodies in. [`intake`]: how much of them, how slowly. `off_thread`: large ones do not hold up the others.
-//! - [`auth`]: who asks. `observe`: one log line and one count per request, [`seen`]: of what.
+//! - [`auth`]: who asks. `observe`: one log line, count and span per request, [`seen`]: of what, [`request_id`]: by which
+//!   name.
 //! - `linger`: a refusal reaches the client.
 
 mod admin;
@@ -22,10 +23,11 @@ pub(crate) mod intake;
 mod json;
 mod linger;
 mod ndjson;
-mod observe;
+pub(crate) mod observe;
 mod off_thread;
 mod openapi;
 mod page;
+pub(crate) mod request_id;
 mod rewards;
 mod scoring;
 pub(crate) mod seen;
@@ -103,7 +105,7 @@ pub(crate) fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
         [all] if all == "*" => AllowOrigin::any(),
         some => AllowOrigin::list(some.iter().map(origin).collect::<anyhow::Result<Vec<_>>>()?),
     };
-    let exposed = [RETRY_AFTER, rewards::PREFIX];
+    let exposed = [RETRY_AFTER, rewards::PREFIX, request_id::REQUEST_ID];
     let methods = [Method::GET, Method::POST];
     let layer = CorsLayer::new().allow_origin(allowed).allow_methods(methods).expose_headers(exposed);
     Ok(layer.allow_headers([AUTHORIZATION, CONTENT_TYPE, ACCEPT]).max_age(Duration::from_secs(600)))

@@ -18,6 +18,7 @@ use crate::engine::{Engine, Terms, Ticket};
 use crate::models::Loaded;
 use crate::request::answer::Pending;
 use crate::request::prepare;
+use crate::telemetry::SPAN;
 
 /// About what an answer has.
 const BYTES_PER_TOKEN: usize = 16;
@@ -49,7 +50,9 @@ pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> 
     let terms = Terms { client: client.name.clone(), priority: request.priority, deadline };
 
     let (model, max_inputs) = (loaded.model.clone(), app.max_inputs);
-    let prepared = tokio::task::spawn_blocking(move || prepare(request, &model, max_inputs));
+    let span = tracing::info_span!(target: SPAN, "tokenize");
+    let prepare = move || span.in_scope(|| prepare(request, &model, max_inputs));
+    let prepared = tokio::task::spawn_blocking(prepare);
     let prepared = prepared.await.map_err(|_| ApiError::internal("the request could not be read"))??;
     let tokenize = arrived.elapsed();
     app.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());

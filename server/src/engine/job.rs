@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use qrm_model::Trajectory;
 use qrm_model::reward::TokenScores;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::Terms;
+use crate::telemetry::SPAN;
 
 /// Scores in the order of the job's trajectories, with what they cost.
 #[derive(Debug, Default)]
@@ -53,6 +55,8 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Instant>,
     /// When it was accepted.
     accepted: Instant,
+    /// Of the request, for traces.
+    pub(crate) span: Span,
     progress: Mutex<Progress>,
 }
 
@@ -61,6 +65,8 @@ struct Progress {
     left: usize,
     output: JobOutput,
     started: bool,
+    /// The span of its waiting; gone once it has started.
+    waiting: Span,
     /// Where scores go as they come, rather than to the end of the job. Gone once it has ended.
     parts: Option<Parts>,
     /// Gone once the job has ended.
@@ -80,6 +86,7 @@ impl Job {
             left: count,
             output: JobOutput::default(),
             started: false,
+            waiting: tracing::info_span!(target: SPAN, "queue", trajectories = count),
             parts: None,
             reply: Some(reply),
         };
@@ -89,6 +96,7 @@ impl Job {
             priority,
             deadline,
             accepted: Instant::now(),
+            span: Span::current(),
             progress: Mutex::new(progress),
         }
     }
@@ -111,6 +119,7 @@ impl Job {
         if std::mem::replace(&mut progress.started, true) {
             return None;
         }
+        progress.waiting = Span::none();
         progress.output.queue_time = self.accepted.elapsed();
         Some(progress.output.queue_time)
     }

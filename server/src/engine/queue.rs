@@ -2,12 +2,13 @@
 //!
 //! A trajectory that is computed already, for whomever, is not computed again beside it: it joins the one that runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qrm_model::Trajectory;
+use tracing::Span;
 
 use super::Limits;
 use super::cost::Cost;
@@ -195,6 +196,15 @@ impl Queue {
             batch.push(trajectory);
         }
         batch
+    }
+
+    /// The spans of the requests that wait for a batch, each once.
+    pub(crate) fn spans(&self, batch: &[Trajectory]) -> Vec<Span> {
+        let state = self.state();
+        let holders = batch.iter().filter_map(|trajectory| state.running.get(trajectory)).flatten();
+        let mut seen = HashSet::new();
+        let each = holders.filter(|part| seen.insert(Arc::as_ptr(&part.job)));
+        each.map(|part| part.job.span.clone()).filter(|span| !span.is_disabled()).collect()
     }
 
     /// A trajectory of a batch is done: who waits for it.

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use qrm_model::{BatchScores, ModelError, Trajectory};
+use tracing::Span;
 
 use super::job::JobError;
 use super::queue::Queue;
 use super::schedule::Part;
 use crate::metrics::Metrics;
+use crate::telemetry::SPAN;
 
 /// Scores a batch, on the compute threads.
 pub(super) type Score = dyn Fn(&[Trajectory]) -> Result<BatchScores, ModelError> + Send;
@@ -49,6 +51,7 @@ impl Worker {
     }
 
     fn batch(&self, batch: &[Trajectory]) {
+        let _span = self.span(batch).entered();
         let start = Instant::now();
         let failed = match catch_unwind(AssertUnwindSafe(|| (self.score)(batch))) {
             Ok(Ok(scores)) => return self.deliver(batch, scores, start.elapsed()),
@@ -65,6 +68,22 @@ impl Worker {
         let (first, second) = batch.split_at(batch.len() / 2);
         self.batch(first);
         self.batch(second);
+    }
+
+    /// A batch is part of its first request's trace, and linked to those of the others.
+    fn span(&self, batch: &[Trajectory]) -> Span {
+        let requests = match tracing::enabled!(target: SPAN, tracing::Level::INFO) {
+            true => self.queue.spans(batch),
+            false => Vec::new(),
+        };
+        let Some((first, others)) = requests.split_first() else { return Span::none() };
+        let tokens: usize = batch.iter().map(Trajectory::len).sum();
+        let (trajectories, requests) = (batch.len(), requests.len());
+        let span = tracing::info_span!(target: SPAN, parent: first, "batch", trajectories, tokens, requests);
+        others.iter().for_each(|other| {
+            span.follows_from(other);
+        });
+        span
     }
 
     fn deliver(&self, batch: &[Trajectory], scores: BatchScores, time: Duration) {

@@ -9,11 +9,14 @@ use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
 use tonic::{Code, Status};
+use tracing::Instrument;
 
 use crate::api::App;
 use crate::api::auth;
 use crate::api::error::ApiError;
 use crate::api::intake::Unread;
+use crate::api::observe;
+use crate::api::request_id::{self, REQUEST_ID};
 use crate::api::seen::Seen;
 
 /// Clients must not be able to make label values up.
@@ -38,15 +41,24 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let in_flight = app.metrics.begin(method);
     let seen = Seen::default();
     request.extensions_mut().insert(seen.clone());
-    let response = match admit(&app, method, request).await {
-        Ok(request) => next.run(request).await,
-        Err(error) => Status::from(error).into_http(),
+    let id = request_id::of(request.headers());
+    let span = observe::span("", method.trim_start_matches('/'), &id, request.headers());
+    let called = async {
+        match admit(&app, method, request).await {
+            Ok(request) => next.run(request).await,
+            Err(error) => Status::from(error).into_http(),
+        }
     };
+    let mut response = called.instrument(span.clone()).await;
+    response.headers_mut().insert(REQUEST_ID, id.clone());
     // A call that ends well, and a stream however it ends, says so after its messages.
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
     let status = format!("{code:?}");
     let time = in_flight.end(method, &seen, &status);
-    tracing::info!(route = method, status, model = seen.model(), ms = time.as_micros() as f64 / 1e3, "call");
+    let (model, id) = (seen.model(), id.to_str().unwrap_or_default());
+    let failed = matches!(code, Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable);
+    observe::close(&span, &status, model, failed);
+    tracing::info!(route = method, status, model, id, ms = time.as_micros() as f64 / 1e3, "call");
     response
 }
 

@@ -1,0 +1,83 @@
+//! Traces over OTLP (gRPC), and the W3C trace context (`traceparent`) that requests bring.
+
+use axum::http::HeaderMap;
+use clap::Args;
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tokio::runtime::{Builder, Runtime};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// Where traces go.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Endpoint {
+    /// Where traces go, OTLP over gRPC (`http://host:4317`).
+    #[arg(
+        id = "otlp_endpoint",
+        long = "otlp-endpoint",
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        required = false
+    )]
+    url: String,
+    /// Share of the requests that are traced, of those that do not say themselves (`traceparent`).
+    #[arg(long = "otlp-share", env = "QRM_OTLP_SHARE", default_value_t = 1.0)]
+    share: f64,
+}
+
+/// Sends what is left when dropped.
+pub(crate) struct Export {
+    provider: SdkTracerProvider,
+    /// Sending has a thread of its own.
+    _runtime: Runtime,
+}
+
+impl Export {
+    /// A tracer whose spans are sent.
+    pub(super) fn start(endpoint: &Endpoint) -> anyhow::Result<(Self, SdkTracer)> {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
+        let within = runtime.enter();
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(&endpoint.url).build()?;
+        drop(within);
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(endpoint.share)));
+        let resource = Resource::builder().with_service_name("qrm-server").build();
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
+        let provider = provider.with_sampler(sampler).with_resource(resource).build();
+        let tracer = provider.tracer("qrm-server");
+        Ok((Self { provider, _runtime: runtime }, tracer))
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if let Err(error) = self.provider.shutdown() {
+            tracing::warn!("traces were not sent to their end: {error}");
+        }
+    }
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}
+
+/// Makes a span part of the trace that a request brings, if it brings one.
+pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
+    if !span.is_disabled() && headers.contains_key("traceparent") {
+        let context = TraceContextPropagator::new().extract(&Headers(headers));
+        if let Err(error) = span.set_parent(context) {
+            tracing::debug!("a request's trace is not gone on with: {error}");
+        }
+    }
+}
