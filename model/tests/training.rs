@@ -137,8 +137,9 @@ fn truth(model: &RewardModel, w: &Weights, batch: &[Trajectory], scale: f64) -> 
                 None => {
                     let name =
                         if c.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-                    let [logit, logsumexp, ..] = reference::token_reward(h, &w[name], &[*target], h.len())[0];
-                    out.extend([logit, logsumexp]);
+                    let [logit, logsumexp, _, entropy] =
+                        reference::token_reward(h, &w[name], &[*target], h.len())[0];
+                    out.extend([logit, logsumexp, entropy]);
                 }
             }
         }
