@@ -34,6 +34,7 @@ enum Bench {
 }
 
 fn main() -> anyhow::Result<()> {
+    qrm_kernels::threads::keep_candle_single();
     match Args::parse().bench {
         Bench::TokenReward(args) => token_reward::run(&args),
         Bench::Attention(args) => attention::run(&args),

@@ -9,7 +9,7 @@
 //!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
-//! - [`mmap`]: files as read-only memory. [`memory`]: the allocator.
+//! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
 //! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tile, `exp`.
 //!
 //! Ops have a backward for candle's autograd. Its sums over rows run in a fixed order too, so that a training run can
@@ -30,6 +30,7 @@ pub mod reference;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod threads;
 pub mod token_logits;
 pub mod token_reward;
 

@@ -4,13 +4,16 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use qrm_kernels::memory::Allocator;
+use qrm_kernels::memory::{Allocator, keep_pages};
+use qrm_kernels::threads::keep_candle_single;
 use qrm_rl::cli::Cli;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    keep_candle_single();
+    keep_pages();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use qrm_kernels::memory::{Allocator, keep_pages};
+use qrm_kernels::threads::keep_candle_single;
 use qrm_trainer::cli::Cli;
 use qrm_trainer::data::BadRows;
 
@@ -15,6 +16,7 @@ static ALLOCATOR: Allocator = Allocator;
 const BAD_ROWS: u8 = 2;
 
 fn main() -> ExitCode {
+    keep_candle_single();
     keep_pages();
     let Err(error) = Cli::parse().run() else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
