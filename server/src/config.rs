@@ -6,8 +6,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
+use crate::engine::Limits;
 use crate::model;
+use crate::plan;
 use crate::telemetry::otlp::Endpoint;
 use crate::tls::TlsFiles;
 
@@ -26,6 +29,47 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Score a JSONL file offline.
     Score(ScoreArgs),
+    /// Measures this machine and says how many servers an RL job needs.
+    Plan(PlanArgs),
+    /// Asks the server on this machine whether it is ready; exit status 1 where it is not.
+    Health(HealthArgs),
+    /// Writes completions for a shell.
+    Completions(ShellArgs),
+    /// Writes the manual page.
+    Man,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Checkpoint directory or hub id; default: the built-in one.
+    #[arg(long, env = "QRM_MODEL")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) job: plan::Job,
+    /// Tokens a second that one server computes, where that is known: nothing is measured then.
+    #[arg(long, value_parser = plan::positive)]
+    pub(crate) tokens_per_second: Option<f64>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HealthArgs {
+    /// Where the server listens.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Its HTTP port, without TLS.
+    #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ShellArgs {
+    /// Which.
+    pub(crate) shell: Shell,
 }
 
 impl Cli {
@@ -44,7 +88,7 @@ impl Cli {
     pub(crate) fn telemetry(&self) -> (LogFormat, Option<&Endpoint>) {
         match &self.command {
             Command::Serve(args) => (args.log_format, args.traces.as_ref()),
-            Command::Score(_) => (LogFormat::Text, None),
+            _ => (LogFormat::Text, None),
         }
     }
 }
@@ -71,6 +115,20 @@ pub(crate) struct EngineArgs {
     /// MiB of keys and values of prompts that are kept between batches; 0 = none.
     #[arg(long, env = "QRM_PREFIX_CACHE_MIB", default_value_t = 512, value_parser = mebibytes)]
     pub(crate) prefix_cache_mib: usize,
+}
+
+impl EngineArgs {
+    /// An engine's sizes; so many tokens and requests may wait.
+    pub(crate) fn limits(&self, max_queue_tokens: usize, max_queue_requests: usize) -> Limits {
+        Limits {
+            max_batch_tokens: self.max_batch_tokens,
+            max_queue_tokens,
+            max_queue_requests,
+            prefix_cache_bytes: self.prefix_cache_mib << 20,
+            workers: self.workers,
+            threads: self.threads,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -10,6 +10,7 @@
 //! - [`models`]: the models that are served, by name, and their reload. [`model`]: one checkpoint; a small one is built in.
 //! - [`serve`]: the process: load, listen, drain on SIGTERM.
 //! - [`score`]: the same engine offline, JSONL to JSONL.
+//! - [`plan`]: how many servers a job needs. [`health`], [`shell`]: for images without a shell, and for shells.
 //! - [`metrics`], [`telemetry`]: Prometheus, logs and traces.
 #![forbid(unsafe_code)]
 
@@ -17,24 +18,29 @@ mod api;
 mod config;
 mod connections;
 mod engine;
+mod health;
 mod keys;
 mod metrics;
 mod model;
 mod models;
+mod plan;
 mod request;
 mod score;
 mod serve;
+mod shell;
 mod telemetry;
 mod tls;
 
 use std::process::ExitCode;
 
 use qrm_kernels::memory::Allocator;
+use qrm_kernels::threads::keep_candle_single;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    keep_candle_single();
     let cli = config::Cli::read();
     let (format, traces) = cli.telemetry();
     let _export = match telemetry::init(format, traces) {
@@ -47,6 +53,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         config::Command::Serve(args) => serve::run(*args),
         config::Command::Score(args) => score::run(args),
+        config::Command::Plan(args) => plan::run(&args),
+        config::Command::Health(args) => health::run(&args),
+        config::Command::Completions(args) => Ok(shell::completions(&args)),
+        config::Command::Man => shell::man(),
     };
     match result {
         Ok(code) => code,

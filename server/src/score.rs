@@ -16,7 +16,7 @@ use qrm_proto::{Input, RewardsRequest};
 use serde_json::Value;
 
 use crate::config::ScoreArgs;
-use crate::engine::{Engine, Limits, Terms, Ticket};
+use crate::engine::{Engine, Terms, Ticket};
 use crate::metrics::Metrics;
 use crate::model;
 use crate::request::answer::Pending;
@@ -43,14 +43,7 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
         tracing::info!(rows = done, "already in the output");
     }
 
-    let limits = Limits {
-        max_batch_tokens: args.engine.max_batch_tokens,
-        max_queue_tokens: usize::MAX,
-        max_queue_requests: usize::MAX,
-        prefix_cache_bytes: args.engine.prefix_cache_mib << 20,
-        workers: args.engine.workers,
-        threads: args.engine.threads,
-    };
+    let limits = args.engine.limits(usize::MAX, usize::MAX);
     let engine = Engine::start(model.clone(), limits, Metrics::new()?)?;
     let terms = Terms { client: "".into(), priority: 0, deadline: None };
     let bar = progress(plan.rows[done..].iter().map(|r| r.tokens as u64).sum());

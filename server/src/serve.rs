@@ -14,7 +14,6 @@ use crate::api::intake::Intake;
 use crate::api::{self, App, grpc};
 use crate::config::ServeArgs;
 use crate::connections::{self, Patience, Terms};
-use crate::engine::Limits;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::models::{Models, Served};
@@ -30,14 +29,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let keys = Keys::load(args.api_key_file.as_deref(), args.admin_key.as_deref())?;
     let tls = args.tls().map(Tls::load).transpose()?.map(Arc::new);
     let metrics = Metrics::new()?;
-    let limits = Limits {
-        max_batch_tokens: args.engine.max_batch_tokens,
-        max_queue_tokens: args.max_queue_tokens,
-        max_queue_requests: args.max_queue_requests,
-        prefix_cache_bytes: args.engine.prefix_cache_mib << 20,
-        workers: args.engine.workers,
-        threads: args.engine.threads,
-    };
+    let limits = args.engine.limits(args.max_queue_tokens, args.max_queue_requests);
     let intake = Intake::new(
         args.max_request_bytes,
         args.max_body_bytes,

@@ -20,6 +20,7 @@ mod page;
 mod python;
 mod rl;
 mod security;
+mod shell;
 mod spans;
 mod streaming;
 mod traces;

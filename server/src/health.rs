@@ -1,0 +1,31 @@
+//! `qrm-server health`: whether the server on this machine is ready, for images without a shell or curl.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::config::HealthArgs;
+
+/// For each step of asking.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Exit status 0 where `GET /ready` is answered with 200.
+pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    let address = (args.host.as_str(), args.port).to_socket_addrs()?.next().context("no such host")?;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /ready HTTP/1.0\r\nhost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(1 << 16).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    anyhow::ensure!(
+        answer.split(' ').nth(1) == Some("200"),
+        "not ready: {}",
+        answer.lines().last().unwrap_or_default()
+    );
+    Ok(ExitCode::SUCCESS)
+}
