@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ import numpy as np
 from . import pb
 from .batching import AsyncBatcher, Batcher
 from .retry import Retry
+from .trace import traced
 from .types import Input, InvalidRequest, Rewards, RewardError, TextOrIds, Trajectory, Unauthorized, Unavailable
 from .wire import FLOATS
 
@@ -20,6 +21,12 @@ LIMIT = 256 << 20
 CHANNEL = [("grpc.max_receive_message_length", LIMIT), ("grpc.max_send_message_length", LIMIT)]
 #: What a later try can mend.
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+def _terms(timeout: float, key: str | None) -> Callable[[], dict[str, Any]]:
+    """Keyword arguments of a call; of each its own, since it carries its caller's trace."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return lambda: {"timeout": timeout, "metadata": list(traced(headers).items())}
 
 
 def _input(one: Input) -> pb.Input:
@@ -117,7 +124,7 @@ class GrpcClient:
         self._channel = (grpc.secure_channel(target, credentials, options=CHANNEL) if credentials
                          else grpc.insecure_channel(target, options=CHANNEL))
         self._stub = pb.Stub(self._channel)
-        self._call = {"timeout": timeout, "metadata": [("authorization", f"Bearer {key}")] if key else None}
+        self._terms = _terms(timeout, key)
         self._retry, self._options = retry, options
         self._batcher = Batcher(lambda inputs: self.score(inputs).data, batch_window)
 
@@ -137,7 +144,7 @@ class GrpcClient:
         waits = self._retry.waits()
         while True:
             try:
-                return _rewards(self._stub.Score(request, **self._call))
+                return _rewards(self._stub.Score(request, **self._terms()))
             except grpc.RpcError as call:
                 error, wait = _error(call), next(waits, None)
                 if not isinstance(error, Unavailable) or wait is None:
@@ -157,7 +164,7 @@ class GrpcClient:
             for one in inputs:
                 yield pb.ScoreStreamRequest(input=_input(one))
 
-        call = self._stub.ScoreStream(requests(), **self._call)
+        call = self._stub.ScoreStream(requests(), **self._terms())
         try:
             for message in call:
                 if (one := _streamed(message)) is not None:
@@ -169,7 +176,7 @@ class GrpcClient:
 
     def info(self) -> pb.InfoResponse:
         """What is served, and its limits."""
-        return self._stub.Info(pb.InfoRequest(), **self._call)
+        return self._stub.Info(pb.InfoRequest(), **self._terms())
 
 
 class AsyncGrpcClient:
@@ -180,7 +187,7 @@ class AsyncGrpcClient:
         self._channel = (grpc.aio.secure_channel(target, credentials, options=CHANNEL) if credentials
                          else grpc.aio.insecure_channel(target, options=CHANNEL))
         self._stub = pb.Stub(self._channel)
-        self._call = {"timeout": timeout, "metadata": [("authorization", f"Bearer {key}")] if key else None}
+        self._terms = _terms(timeout, key)
         self._retry, self._options = retry, options
 
         async def together(inputs):
@@ -204,7 +211,7 @@ class AsyncGrpcClient:
         waits = self._retry.waits()
         while True:
             try:
-                return _rewards(await self._stub.Score(request, **self._call))
+                return _rewards(await self._stub.Score(request, **self._terms()))
             except grpc.aio.AioRpcError as call:
                 error, wait = _error(call), next(waits, None)
                 if not isinstance(error, Unavailable) or wait is None:
@@ -228,7 +235,7 @@ class AsyncGrpcClient:
                 for one in inputs:
                     yield pb.ScoreStreamRequest(input=_input(one))
 
-        call = self._stub.ScoreStream(requests(), **self._call)
+        call = self._stub.ScoreStream(requests(), **self._terms())
         try:
             async for message in call:
                 if (one := _streamed(message)) is not None:
@@ -240,4 +247,4 @@ class AsyncGrpcClient:
 
     async def info(self) -> pb.InfoResponse:
         """What is served, and its limits."""
-        return await self._stub.Info(pb.InfoRequest(), **self._call)
+        return await self._stub.Info(pb.InfoRequest(), **self._terms())

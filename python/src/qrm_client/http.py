@@ -13,6 +13,7 @@ import httpx2 as httpx
 from . import wire
 from .batching import AsyncBatcher, Batcher
 from .retry import Retry
+from .trace import traced
 from .types import Input, Rewards, RewardError, TextOrIds, Trajectory, Unavailable
 
 NDJSON = {"accept": "application/x-ndjson"}
@@ -21,7 +22,12 @@ NDJSON = {"accept": "application/x-ndjson"}
 def _settings(url: str, key: str | None, timeout: float, verify) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout, "limits": limits, "verify": verify}
+    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout, "limits": limits, "verify": verify, "auth": _traced}
+
+
+def _traced(request: httpx.Request) -> httpx.Request:
+    request.headers.update(traced({}))
+    return request
 
 
 def _checked(response: httpx.Response) -> Any:
