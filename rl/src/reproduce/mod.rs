@@ -29,6 +29,9 @@ pub struct ReproduceArgs {
     /// Seeds of every policy; default: 3, and 2 when quick.
     #[arg(long)]
     seeds: Option<usize>,
+    /// Commands that run side by side and divide the cores among them: with models as small as these that is faster.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
 }
 
 impl ReproduceArgs {
@@ -36,37 +39,32 @@ impl ReproduceArgs {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let mut size = if self.quick { Size::QUICK } else { Size::FULL };
         size.seeds = self.seeds.unwrap_or(size.seeds).max(1);
-        let shop = Workshop::new(&self.output)?;
-        for stage in plan::models(&shop, &size) {
-            shop.run(stage)?;
+        let shop = Workshop::new(&self.output, self.jobs)?;
+        for round in plan::models(&shop, &size) {
+            shop.side_by_side(round.into_iter().map(|stage| vec![stage]))?;
         }
         let served: Vec<(String, String)> =
             MODELS.iter().map(|name| ((*name).to_owned(), checkpoint(&shop, name))).collect();
         let server = Server::start(&served, &shop.path("logs/server"))?;
         let [paper, controls] = arms();
         let all = [&paper[..], &controls[..]].concat();
-        for at in size.difficulties {
-            shop.run(plan::test(
-                &shop,
-                &size,
-                *at,
-                "policy/model",
-                &format!("{}/sft.json", difficulty(*at)),
-            ))?;
-        }
-        for stage in before(&shop, &size, &server) {
-            shop.run(stage)?;
-        }
+        let untrained = size.difficulties.iter().map(|at| {
+            let to = format!("{}/sft.json", difficulty(*at));
+            vec![plan::test(&shop, &size, *at, "policy/model", &to)]
+        });
+        shop.side_by_side(untrained)?;
+        shop.side_by_side(before(&shop, &size, &server).into_iter().map(|stage| vec![stage]))?;
         // An experiment that was stopped has the paper's comparison, perhaps with fewer seeds.
-        for arms in [&paper, &controls] {
-            for at in size.difficulties {
+        for (arms, difficulties) in [(&paper, size.difficulties), (&controls, &size.difficulties[..1])] {
+            for at in difficulties {
                 for seed in 0..size.seeds {
-                    for arm in arms {
-                        shop.run(plan::run(&shop, &size, server.url(), *at, arm, seed))?;
+                    shop.side_by_side(arms.iter().map(|arm| {
                         let name = format!("{}/{}-{seed}", difficulty(*at), arm.name());
-                        let model = format!("{name}/model");
-                        shop.run(plan::test(&shop, &size, *at, &model, &format!("{name}.json")))?;
-                    }
+                        let run = plan::run(&shop, &size, server.url(), *at, arm, seed);
+                        let test =
+                            plan::test(&shop, &size, *at, &format!("{name}/model"), &format!("{name}.json"));
+                        vec![run, test]
+                    }))?;
                     for stage in after(&shop, &size, &server, *at, arms) {
                         shop.run(stage)?;
                     }

@@ -9,10 +9,8 @@ pub(super) struct Size {
     shape: &'static str,
     /// Worked answers to learn the task from.
     answers: usize,
-    /// Steps of SFT: until the policy knows the task, and the backbone beyond that.
+    /// Steps of SFT on them: of the policy, and of the reward models' backbone, which knows the task better.
     sft: (usize, usize),
-    /// Answers of which half have a mistake, and steps of SFT on them: the policy's demonstrations.
-    careless: (usize, usize),
     /// Problems whose answers become pairs, and labelled steps.
     sampled: (usize, usize),
     /// Steps of each reward model.
@@ -25,7 +23,7 @@ pub(super) struct Size {
     questions: (usize, usize, usize),
     /// Seeds of a policy's training.
     pub(super) seeds: usize,
-    /// Fewest and most events of a story.
+    /// Fewest and most events of a story; controls are at the first.
     pub(super) difficulties: &'static [(usize, usize)],
     /// Longest answer, tokens.
     longest: usize,
@@ -35,14 +33,13 @@ impl Size {
     /// Hours on two cores.
     pub(super) const FULL: Self = Self {
         shape: "",
-        answers: 200_000,
-        sft: (2400, 3600),
-        careless: (40_000, 300),
-        sampled: (6000, 4000),
-        rm_steps: 400,
-        rl: (12, 64, 4),
+        answers: 100_000,
+        sft: (1200, 2400),
+        sampled: (2000, 1000),
+        rm_steps: 200,
+        rl: (12, 48, 4),
         eval_every: 2,
-        questions: (100, 400, 4),
+        questions: (64, 300, 4),
         seeds: 3,
         difficulties: &[(1, 2), (3, 3)],
         longest: 160,
@@ -53,7 +50,6 @@ impl Size {
         shape: "--hidden-size 16 --layers 1 --heads 1 --intermediate-size 32 --vocab-size 320",
         answers: 400,
         sft: (4, 4),
-        careless: (200, 2),
         sampled: (40, 40),
         rm_steps: 2,
         rl: (2, 4, 2),
@@ -169,8 +165,8 @@ impl Arm {
     }
 }
 
-/// All up to the reward models.
-pub(super) fn models(shop: &Workshop, size: &Size) -> Vec<Stage> {
+/// All up to the reward models, in rounds: the stages of a round need those before it and not one another.
+pub(super) fn models(shop: &Workshop, size: &Size) -> [Vec<Stage>; 4] {
     let train = |name: &str, kind: &str, flags: &str| {
         let out = shop.arg(name);
         let flags =
@@ -182,30 +178,22 @@ pub(super) fn models(shop: &Workshop, size: &Size) -> Vec<Stage> {
         shop.stage("qrm-trainer", name, &flags)
     };
     let (answers, validation) = (shop.arg("answers.jsonl"), shop.arg("answers-validation.jsonl"));
-    let (start, able, policy) = (shop.arg("start"), shop.arg("able/model"), shop.arg("policy/model"));
+    let (start, policy) = (shop.arg("start"), shop.arg("policy/model"));
     let (backbone, pairs, steps) =
         (shop.arg("backbone/model"), shop.arg("pairs.jsonl"), shop.arg("steps.jsonl"));
-    let sft = format!("--train {answers} --eval {validation} --batch 32 --eval-every 400");
-    let mut stages = vec![
+    let sft = format!(
+        "--train {answers} --eval {validation} --model {start} --batch 32 --eval-every 400 --lr 1.5e-3"
+    );
+    let data_round = vec![
         shop.stage("qrm-trainer", "start", &format!("task start --output {start} {}", size.shape)),
         data("answers.jsonl", &format!("data --rows answers --count {} --seed 1", size.answers)),
         data("answers-validation.jsonl", "data --rows answers --split validation --count 400 --seed 1"),
-        train("able", "sft", &format!("{sft} --model {start} --steps {} --lr 1.5e-3", size.sft.0)),
-        train(
-            "backbone",
-            "sft",
-            &format!("{sft} --model {able} --steps {} --lr 1.5e-3 --warmup 0.03 --seed 1", size.sft.1),
-        ),
-        data("careless.jsonl", &format!("data --rows steps --count {} --seed 7", size.careless.0)),
-        train(
-            "policy",
-            "sft",
-            &format!(
-                "--train {} --model {able} --batch 32 --steps {} --lr 5e-4",
-                shop.arg("careless.jsonl"),
-                size.careless.1
-            ),
-        ),
+    ];
+    let sft_round = vec![
+        train("policy", "sft", &format!("{sft} --steps {} --seed 1", size.sft.0)),
+        train("backbone", "sft", &format!("{sft} --steps {}", size.sft.1)),
+    ];
+    let sampled = vec![
         data(
             "pairs.jsonl",
             &format!(
@@ -233,7 +221,7 @@ pub(super) fn models(shop: &Workshop, size: &Size) -> Vec<Stage> {
     let from = format!("--model {backbone} --steps {} --eval-every 100", size.rm_steps);
     let on_pairs =
         format!("{from} --batch 32 --train {pairs} --eval {} --best", shop.arg("validation.jsonl"));
-    stages.extend([
+    let reward_models = vec![
         train(
             "rm/qrm",
             "qrm",
@@ -243,8 +231,8 @@ pub(super) fn models(shop: &Workshop, size: &Size) -> Vec<Stage> {
         train("rm/dpo", "dpo", &format!("{on_pairs} --lr 1e-4")),
         train("rm/prm", "prm", &format!("{from} --batch 64 --train {steps} --lr 3e-4")),
         train("rm/qrm-scalar", "qrm", &format!("{on_pairs} --head scalar --beta 10 --gamma 1 --lr 3e-4")),
-    ]);
-    stages
+    ];
+    [data_round, sft_round, sampled, reward_models]
 }
 
 /// Where a model of the server is.

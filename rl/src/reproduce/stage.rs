@@ -1,9 +1,11 @@
-//! The commands of the experiment, each done once: one that has left what it makes is not run again.
+//! The commands of the experiment, each done once: one that has left what it makes is not run again. Those that need nothing
+//! of one another run side by side.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 /// Where everything is done and kept.
 pub(super) struct Workshop {
     dir: PathBuf,
+    /// Commands that run side by side.
+    jobs: usize,
 }
 
 /// How long a command took; a line of `stages.jsonl`.
@@ -32,9 +36,9 @@ pub(super) struct Stage {
 }
 
 impl Workshop {
-    pub(super) fn new(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(dir: &Path, jobs: usize) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir.join("logs"))?;
-        Ok(Self { dir: dir.canonicalize()? })
+        Ok(Self { dir: dir.canonicalize()?, jobs: jobs.max(1) })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -57,6 +61,29 @@ impl Workshop {
         }
     }
 
+    /// Runs lists of stages side by side, the stages of a list one after the other. The first error is what comes back, once
+    /// the lists that were begun are at their end.
+    pub(super) fn side_by_side(&self, lists: impl IntoIterator<Item = Vec<Stage>>) -> anyhow::Result<()> {
+        let lists: Vec<Vec<Stage>> = lists.into_iter().collect();
+        let jobs = self.jobs.min(lists.len());
+        let lists = Mutex::new(lists.into_iter());
+        let next = || lists.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || -> anyhow::Result<()> {
+            while let Some(list) = next() {
+                if let Err(error) = list.into_iter().try_for_each(|stage| self.run(stage)) {
+                    while next().is_some() {} // nothing more is begun
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+            let ended = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended.fold(Ok(()), |all, one| all.and(one.unwrap_or_else(|_| anyhow::bail!("a stage panicked"))))
+        })
+    }
+
     /// Runs a stage that is not done; its words go to `logs/`.
     pub(super) fn run(&self, stage: Stage) -> anyhow::Result<()> {
         if stage.makes.exists() {
@@ -69,6 +96,8 @@ impl Workshop {
         }
         let log = self.path("logs").join(stage.name.replace('/', "-"));
         let mut command = Command::new(program(stage.program)?);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        command.env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string());
         let writes_file = stage.args.iter().any(|arg| arg == "@");
         let out = |arg: String| if arg == "@" { partial.display().to_string() } else { arg };
         command.args(stage.args.into_iter().map(out)).stderr(File::create(&log)?);
