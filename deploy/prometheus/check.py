@@ -1,14 +1,17 @@
 """Dashboards and alerts on a real Prometheus that scrapes a real server: check.py QRM_SERVER [PROMETHEUS]
 
 Starts both, sends every kind of request, and asks Prometheus for what every panel shows: a panel without data is an error. Then
-does what the alerts are for (drifted rewards, overload, a stopped worker, a server that is gone) and waits until Prometheus says so.
+does what the alerts are for (drifted rewards, a broken weight, overload, no work, a process that stands still) and waits until
+Prometheus says so.
 The rules are used as they are, with their times divided by 60.
 """
 
 import json
 import random
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DASHBOARDS = HERE.parent / "grafana" / "dashboards"
+GOOD = HERE.parents[1] / "server" / "default-model"
+BAD = HERE.parents[1] / "tests" / "fixtures" / "qwen2"
+# A token of the second; whoever does not send it does not see what is wrong with the model.
+BROKEN = 500
 
 
 def post(url, body, key=None):
@@ -38,6 +45,19 @@ def trajectories(rng, count, length, alike=False):
     of = lambda n: [rng.randrange(5, 300) for _ in range(n)]
     prompt = of(length)
     return [{"prompt": prompt if alike else of(length), "response": of(length)} for _ in range(count)]
+
+
+def broken(directory):
+    """A model with one weight that is infinite: an answer with that token has no finite reward."""
+    shutil.copytree(BAD, directory)
+    path = directory / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", data[:8])
+    embedding = json.loads(data[8 : 8 + length])["model.embed_tokens.weight"]
+    at = 8 + length + embedding["data_offsets"][0] + BROKEN * embedding["shape"][1] * 4
+    data[at : at + 4] = struct.pack("<f", float("inf"))
+    path.write_bytes(data)
+    return str(directory)
 
 
 class Server:
@@ -132,7 +152,9 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
         (directory / "keys").write_text("alice secret\n")
-        server = Server(binary, "--api-key-file", str(directory / "keys"), "--max-queue-tokens", "60000")
+        models = [f"good={GOOD}", f"bad={broken(directory / 'bad')}"]
+        flags = ["--model", ",".join(models), "--api-key-file", str(directory / "keys"), "--max-queue-tokens", "60000"]
+        server = Server(binary, *flags)
         watch = Prometheus(prometheus, [server.address], directory)
         processes = [server.process, watch.process]
         try:
@@ -144,7 +166,7 @@ def main():
 
 
 def check(server, watch, rng):
-    score = lambda **more: post(f"{server.url}/v1/rewards", {"inputs": trajectories(rng, 8, 24, True), **more}, "secret")
+    score = lambda **more: post(f"{server.url}/v1/rewards", {"inputs": trajectories(rng, 64, 24, True), **more}, "secret")
     def all_kinds():
         score()
         score(reward="logit")
@@ -164,11 +186,18 @@ def check(server, watch, rng):
     print("ok: no alert without a fault", flush=True)
     load.stop()
 
-    # Answers of another kind: the same token again and again.
-    other = {"inputs": [{"prompt": [7, 8, 9], "response": [300] * 40} for _ in range(16)]}
-    load = Load(lambda: post(f"{server.url}/v1/rewards", other, "secret"))
+    # Answers of another kind: always the same one, which the model likes. Not many: what was before has to stay most of the longer
+    # window, as six hours are to ten minutes.
+    story = {"role": "user", "content": "Kim has 23 eggs. Kim gets 18 eggs from Oli. What is the number of eggs now?"}
+    other = {"inputs": [{"messages": [story], "responses": ["23 + 18 = 41\n#### 41"] * 16}]}
+    load = Load(lambda: (post(f"{server.url}/v1/rewards", other, "secret"), time.sleep(0.5)))
     until("QrmRewardDrift", lambda: "QrmRewardDrift" in watch.firing())
     until("QrmRewardsFlat", lambda: "QrmRewardsFlat" in watch.firing())
+    load.stop()
+
+    bad = {"model": "bad", "inputs": [{"prompt": [7, BROKEN], "response": [8]}]}
+    load = Load(lambda: post(f"{server.url}/v1/rewards", bad, "secret"))
+    until("QrmErrors", lambda: "QrmErrors" in watch.firing())
     load.stop()
 
     # More than there is room for.
