@@ -79,8 +79,8 @@ impl Workshop {
         };
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-            let ended = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
-            ended.fold(Ok(()), |all, one| all.and(one.unwrap_or_else(|_| anyhow::bail!("a stage panicked"))))
+            let mut ended = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended.try_for_each(|end| end.unwrap_or_else(|_| anyhow::bail!("a stage panicked")))
         })
     }
 
