@@ -109,7 +109,8 @@ impl Workshop {
         }
         let took = Took { stage: stage.name, seconds: start.elapsed().as_secs_f64() };
         let mut file = OpenOptions::new().create(true).append(true).open(self.path("stages.jsonl"))?;
-        Ok(writeln!(file, "{}", serde_json::to_string(&took)?)?)
+        // In one write: another stage may end at the same time.
+        Ok(file.write_all(format!("{}\n", serde_json::to_string(&took)?).as_bytes())?)
     }
 
     /// What was run so far, and how long it took.
