@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use qrm_kernels::memory::{Allocator, keep_pages};
+use qrm_kernels::memory::Allocator;
 use qrm_kernels::threads::keep_candle_single;
 use qrm_rl::cli::Cli;
 
@@ -13,7 +13,6 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     keep_candle_single();
-    keep_pages();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

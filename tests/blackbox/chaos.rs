@@ -322,14 +322,20 @@ fn every_request_has_one_right_end_and_leaves_nothing() {
     // The first part fills pools and caches; what the second adds is lost for ever.
     let before = run(requests / 3, 100);
     let start = Instant::now();
-    let after = run(requests - requests / 3, 1000);
+    let mut after = run(requests - requests / 3, 1000);
+    // Threads that read and write bodies are kept for ten seconds, and the server's own look at its files every two seconds
+    // keeps some of them for ever. A reload that leaves its threads behind is worth dozens.
+    if after[2] > before[2] + 2 {
+        std::thread::sleep(Duration::from_secs(12));
+        after = settle(&server);
+    }
     let seen = seen.0.into_inner().expect("no panic held it");
     println!("{requests} requests, the last two thirds in {:?}: {seen:?}", start.elapsed());
     println!("descriptors, tasks, threads, MiB: {before:?} before, {after:?} after");
     let reloads = ["reloads", "reloads refused"];
     let ends = seen.iter().filter(|(what, _)| !reloads.contains(what)).map(|(_, n)| n).sum::<usize>();
     assert_eq!(ends, requests);
-    assert!(after[0] <= before[0] + 2 && after[1] <= before[1] + 1 && after[2] <= before[2] + 2);
+    assert!(after[0] <= before[0] + 2 && after[1] <= before[1] + 1 && after[2] <= before[2] + 6);
     // A short run has not yet used all that the allocator will keep.
     assert!(requests < 10_000 || after[3] <= before[3] + 60, "memory grew: {before:?} {after:?}");
     let client = server.client();
