@@ -120,7 +120,8 @@ def check(server: str, started: list[subprocess.Popen]) -> None:
         expect(f"a server dies and {answered} of 400 requests are answered", answered == 400)
 
 
-def main() -> None:
+def run(check) -> None:
+    """Calls it with the server that the command line names and a list of processes that do not outlive it."""
     server = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "target" / "release" / "qrm-server")
     TOOLS.mkdir(parents=True, exist_ok=True)
     started: list[subprocess.Popen] = []
@@ -132,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(check)

@@ -11,12 +11,11 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 
-from check import ROOT, TOOLS, configuration, envoy, expect, requests_of, wait_for
+from check import ROOT, configuration, envoy, expect, requests_of, run, wait_for
 
 PORTS = [18081, 18082, 18083, 18084]
 FRONT = "http://127.0.0.1:8000/v1/rewards"
@@ -113,16 +112,5 @@ def roll(server: str, processes: list[subprocess.Popen]) -> None:
     expect(f"the new servers have answered {new}", min(new) > 0)
 
 
-def main() -> None:
-    server = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "target" / "release" / "qrm-server")
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    processes: list[subprocess.Popen] = []
-    try:
-        roll(server, processes)
-    finally:
-        for process in processes:
-            process.kill()
-
-
 if __name__ == "__main__":
-    main()
+    run(roll)
