@@ -82,9 +82,9 @@ def check(server: str, started: list[subprocess.Popen]) -> None:
     ports = [18081, 18082]
     for port in ports:
         started.append(subprocess.Popen([server, "--port", str(port), "--grpc-port", "0"], stderr=subprocess.DEVNULL))
-    started.append(subprocess.Popen([envoy(), "-c", configuration(ports), "--log-level", "error"]))
     for port in ports:
         wait_for(f"http://127.0.0.1:{port}/ready")
+    started.append(subprocess.Popen([envoy(), "-c", configuration(ports), "--log-level", "error"]))
     front = "http://127.0.0.1:8000"
     wait_for(f"{front}/ready")
     rng = random.Random(0)
