@@ -123,7 +123,7 @@ impl Plan {
         let memory_bytes = machine.as_ref().map(|m| {
             let whole = job.prompt_tokens.saturating_add(job.response_tokens);
             let bodies = job.trajectories().saturating_mul(whole).saturating_mul(BODY_BYTES);
-            m.peak_bytes + m.prefix_cache_bytes + bodies / replicas_overlapped
+            (bodies / replicas_overlapped).saturating_add(m.peak_bytes + m.prefix_cache_bytes)
         });
         Self {
             job,
@@ -278,7 +278,7 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Job, Plan};
+    use super::{Job, Machine, Plan};
 
     #[test]
     fn replicas_follow_from_the_rate() {
@@ -296,5 +296,16 @@ mod tests {
         // 200 s in 70 s, and in 15 s.
         assert_eq!((plan.replicas_overlapped, plan.replicas_waited_for), (3, 14));
         assert_eq!(Plan::new(job, 1e9, None).replicas_waited_for, 1);
+        // No number is too large to be answered.
+        let machine = Machine {
+            model: String::new(),
+            parameters: 1,
+            threads: 1,
+            trajectories: 1,
+            peak_bytes: 1 << 30,
+            prefix_cache_bytes: 1 << 30,
+        };
+        let endless = Job { prompts: usize::MAX, ..job };
+        assert_eq!(Plan::new(endless, f64::MAX, Some(machine)).memory_bytes, Some(usize::MAX));
     }
 }
