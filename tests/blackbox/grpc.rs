@@ -186,8 +186,8 @@ async fn refusals() {
     let keys = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(keys.path(), "alice secret").expect("written");
     let path = keys.path().to_str().expect("UTF-8");
-    let flags =
-        ["--api-key-file", path, "--max-queue-tokens", "3000", "--threads", "1", "--max-body-bytes", "20000"];
+    let limits = ["--max-queue-tokens", "60000", "--max-body-bytes", "200000"];
+    let flags = [&["--api-key-file", path, "--threads", "1"][..], &limits].concat();
     let server = Server::start(&fixture("qwen2"), &flags);
     let mut client = connect(&server).await;
     let mut rng = Rng::new(2);
@@ -220,11 +220,11 @@ async fn refusals() {
     assert_eq!(client.score(with_key(bad)).await.expect_err("no model").code(), Code::NotFound);
     let refused = client.score(with_key(of(vec![]))).await.expect_err("no inputs");
     assert_eq!(refused.code(), Code::InvalidArgument);
-    let large = of((0..40).map(|_| input(&rng.input(300, 200))).collect());
+    let large = of((0..1500).map(|_| input(&rng.input(300, 200))).collect());
     let refused = client.score(with_key(large)).await.expect_err("a large body");
     assert_eq!(code(&refused), (Code::InvalidArgument, "body_too_large".into()));
     // Too much, and too late.
-    let many = || of((0..5).map(|_| input(&Rng::new(3).input(300, 200))).collect());
+    let mut many = || of((0..50).map(|_| input(&rng.input(300, 200))).collect());
     let calls: Vec<_> = (0..12)
         .map(|_| {
             let (mut client, request) = (client.clone(), with_key(many()));
