@@ -9,7 +9,7 @@ pub(super) struct Size {
     shape: &'static str,
     /// Worked answers to learn the task from.
     answers: usize,
-    /// Steps of SFT on them: of the policy, and of the reward models' backbone, which knows the task better.
+    /// Steps of SFT on them: of the policy, and from there on of the reward models' backbone, which knows the task better.
     sft: (usize, usize),
     /// Problems whose answers become pairs, and labelled steps.
     sampled: (usize, usize),
@@ -34,7 +34,7 @@ impl Size {
     pub(super) const FULL: Self = Self {
         shape: "",
         answers: 200_000,
-        sft: (2400, 6000),
+        sft: (2400, 2400),
         sampled: (6000, 4000),
         rm_steps: 400,
         rl: (12, 64, 4),
@@ -181,19 +181,20 @@ pub(super) fn models(shop: &Workshop, size: &Size) -> [Vec<Stage>; 4] {
     let (start, policy) = (shop.arg("start"), shop.arg("policy/model"));
     let (backbone, pairs, steps) =
         (shop.arg("backbone/model"), shop.arg("pairs.jsonl"), shop.arg("steps.jsonl"));
-    let sft = format!(
-        "--train {answers} --eval {validation} --model {start} --batch 32 --eval-every 400 --lr 1.5e-3"
-    );
+    let sft = format!("--train {answers} --eval {validation} --batch 32 --eval-every 400 --lr 1.5e-3");
     let data_round = vec![
         shop.stage("qrm-trainer", "start", &format!("task start --output {start} {}", size.shape)),
         data("answers.jsonl", &format!("data --rows answers --count {} --seed 1", size.answers)),
         data("answers-validation.jsonl", "data --rows answers --split validation --count 400 --seed 1"),
     ];
-    let sft_round = vec![
-        train("policy", "sft", &format!("{sft} --steps {} --seed 1", size.sft.0)),
-        train("backbone", "sft", &format!("{sft} --steps {}", size.sft.1)),
-    ];
+    let sft_round =
+        vec![train("policy", "sft", &format!("{sft} --model {start} --steps {} --seed 1", size.sft.0))];
     let sampled = vec![
+        train(
+            "backbone",
+            "sft",
+            &format!("{sft} --model {policy} --steps {} --warmup 0.03 --seed 2", size.sft.1),
+        ),
         data(
             "pairs.jsonl",
             &format!(

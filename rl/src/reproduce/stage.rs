@@ -65,12 +65,13 @@ impl Workshop {
     /// the lists that were begun are at their end.
     pub(super) fn side_by_side(&self, lists: impl IntoIterator<Item = Vec<Stage>>) -> anyhow::Result<()> {
         let lists: Vec<Vec<Stage>> = lists.into_iter().collect();
-        let jobs = self.jobs.min(lists.len());
+        let jobs = self.jobs.min(lists.len()).max(1);
+        let threads = (cores() / jobs).max(1);
         let lists = Mutex::new(lists.into_iter());
         let next = || lists.lock().unwrap_or_else(PoisonError::into_inner).next();
         let work = || -> anyhow::Result<()> {
             while let Some(list) = next() {
-                if let Err(error) = list.into_iter().try_for_each(|stage| self.run(stage)) {
+                if let Err(error) = list.into_iter().try_for_each(|stage| self.run_on(threads, stage)) {
                     while next().is_some() {} // nothing more is begun
                     return Err(error);
                 }
@@ -84,8 +85,12 @@ impl Workshop {
         })
     }
 
-    /// Runs a stage that is not done; its words go to `logs/`.
+    /// Runs a stage that is not done, with all cores; its words go to `logs/`.
     pub(super) fn run(&self, stage: Stage) -> anyhow::Result<()> {
+        self.run_on(cores(), stage)
+    }
+
+    fn run_on(&self, threads: usize, stage: Stage) -> anyhow::Result<()> {
         if stage.makes.exists() {
             return Ok(());
         }
@@ -96,8 +101,7 @@ impl Workshop {
         }
         let log = self.path("logs").join(stage.name.replace('/', "-"));
         let mut command = Command::new(program(stage.program)?);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        command.env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string());
+        command.env("RAYON_NUM_THREADS", threads.to_string());
         let writes_file = stage.args.iter().any(|arg| arg == "@");
         let out = |arg: String| if arg == "@" { partial.display().to_string() } else { arg };
         command.args(stage.args.into_iter().map(out)).stderr(File::create(&log)?);
@@ -125,6 +129,10 @@ impl Stage {
     pub(super) fn prints(self) -> Self {
         Self { prints: true, ..self }
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A binary of this workspace: it lies beside this one.
