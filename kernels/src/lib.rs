@@ -9,6 +9,8 @@
 //!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
+//! - [`device`]: where a model computes; activations and weights whatever the device, and the ops on them.
+//! - `cuda`, behind the feature of that name: the CUDA faces and their kernels.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
 //! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tile, `exp`.
 //!
@@ -22,6 +24,10 @@
 //! bits in any batch.
 
 pub mod attention;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub mod cuda;
+pub mod device;
 pub mod linear;
 pub mod memory;
 pub mod mmap;
@@ -37,6 +43,7 @@ pub mod token_reward;
 mod cpu;
 
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
+pub use device::{Device, Layout, Norm, Rows};
 pub use linear::{Weight, linear};
 pub use panels::Panels;
 pub use rms_norm::rms_norm;

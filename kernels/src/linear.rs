@@ -8,13 +8,16 @@ use crate::cpu::product::{product, weight_gradient};
 use crate::cpu::{f32_slice, gradient, values};
 use crate::panels::Panels;
 
-/// A weight `[out, k]` to multiply by, f32.
+/// A weight `[out, k]` to multiply by; f32 on the CPU.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Packed once and fixed from then on.
     Packed(Arc<Panels>),
     /// A tensor that autograd follows; packed at every use, which costs one pass over it.
     Trained(Tensor),
+    /// On a GPU, with its bias.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<crate::cuda::Linear>),
 }
 
 impl Weight {
@@ -23,6 +26,8 @@ impl Weight {
         match self {
             Self::Packed(panels) => Ok(panels.clone()),
             Self::Trained(weight) => Ok(Arc::new(Panels::pack(weight)?)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(weight) => bail!("linear: {weight:?} is on a GPU"),
         }
     }
 
@@ -31,6 +36,8 @@ impl Weight {
         match self {
             Self::Packed(panels) => Self::Packed(panels.clone()),
             Self::Trained(weight) => Self::Trained(weight.detach()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(weight) => Self::Cuda(weight.clone()),
         }
     }
 }
@@ -65,6 +72,8 @@ pub fn linear(
                 Some(bias) => y.broadcast_add(bias),
             }
         }
+        #[cfg(feature = "cuda")]
+        Weight::Cuda(weight) => bail!("linear: x is on the CPU, {weight:?} on a GPU"),
     }
 }
 

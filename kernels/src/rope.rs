@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::cpu::isa::multiversion;
 use crate::cpu::{f32_slice, gradient, values};
+use crate::device::Norm;
 use crate::rms_norm::{normalize, normalize_backward, total};
 
 /// Rows of one task on the way back.
@@ -29,6 +30,12 @@ impl RopeTable {
         Self { cos, sin, half: inv_freq.len() }
     }
 
+    /// cos and sin, `[positions, head_dim / 2]` each.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tables(&self) -> (&[f32], &[f32], usize) {
+        (&self.cos, &self.sin, self.half)
+    }
+
     /// Positions it covers.
     pub fn positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(0)
@@ -39,9 +46,9 @@ impl RopeTable {
 #[derive(Debug, Clone)]
 pub struct QkNorm {
     /// `[head_dim]`.
-    pub q: Tensor,
+    pub q: Norm,
     /// `[head_dim]`.
-    pub k: Tensor,
+    pub k: Norm,
     /// ε.
     pub eps: f32,
 }
@@ -68,7 +75,9 @@ pub fn qk_rope(
     };
     match norm {
         None => qkv.apply_op1(rope),
-        Some(norm) => qkv.apply_op3(&norm.q, &norm.k, rope),
+        Some(QkNorm { q: Norm::Cpu(q), k: Norm::Cpu(k), .. }) => qkv.apply_op3(q, k, rope),
+        #[cfg(feature = "cuda")]
+        Some(norm) => bail!("qk_rope: qkv is on the CPU, {norm:?} is not"),
     }
 }
 

@@ -26,6 +26,8 @@ pub fn token_logits(hidden: &Tensor, weight: &Weight, targets: &[u32]) -> Result
     match weight {
         Weight::Packed(_) => hidden.apply_op1(op),
         Weight::Trained(weight) => hidden.apply_op2(weight, op),
+        #[cfg(feature = "cuda")]
+        Weight::Cuda(weight) => bail!("token_logits: {weight:?} is on a GPU"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use common::{noise, wide};
 use qrm_kernels::{
-    Panels, QkNorm, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm,
+    Norm, Panels, QkNorm, RopeTable, Segment, Weight, forest_attention, linear, qk_rope, reference, rms_norm,
     swiglu, token_logits,
 };
 
@@ -126,7 +126,11 @@ fn rope_with_and_without_norms() {
         heads.collect()
     };
     let op = |t: &[Tensor]| {
-        let norm = (t.len() > 1).then(|| QkNorm { q: t[1].clone(), k: t[2].clone(), eps: 1e-6 });
+        let norm = (t.len() > 1).then(|| QkNorm {
+            q: Norm::Cpu(t[1].clone()),
+            k: Norm::Cpu(t[2].clone()),
+            eps: 1e-6,
+        });
         qk_rope(&t[0], &positions, &table, q_heads, kv_heads, norm.as_ref()).unwrap()
     };
     let qkv = operand(&[n, heads * head], 1);

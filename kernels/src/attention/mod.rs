@@ -56,7 +56,7 @@ pub fn forest_attention(
 }
 
 /// Every segment continues where its parent, one before it, ends.
-fn check_order(segments: &[Segment]) -> Result<()> {
+pub(crate) fn check_order(segments: &[Segment]) -> Result<()> {
     for (i, s) in segments.iter().enumerate() {
         let position = match s.parent {
             None => 0,
@@ -142,9 +142,9 @@ impl Heads {
 }
 
 /// Root first: `(first position, first row)` of a segment's ancestors and itself.
-type Chain = Vec<(usize, usize)>;
+pub(crate) type Chain = Vec<(usize, usize)>;
 
-fn chain(segments: &[Segment], segment: usize) -> Chain {
+pub(crate) fn chain(segments: &[Segment], segment: usize) -> Chain {
     let mut chain = Vec::new();
     let mut at = Some(segment);
     while let Some(i) = at {
@@ -156,7 +156,10 @@ fn chain(segments: &[Segment], segment: usize) -> Chain {
 }
 
 /// The rows of the packed batch that hold `positions` of a chain.
-fn rows(chain: &[(usize, usize)], positions: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
+pub(crate) fn rows(
+    chain: &[(usize, usize)],
+    positions: std::ops::Range<usize>,
+) -> impl Iterator<Item = usize> {
     let mut link = chain.iter().rposition(|(first, _)| *first <= positions.start).unwrap_or(0);
     positions.map(move |position| {
         while chain.get(link + 1).is_some_and(|(first, _)| *first <= position) {

@@ -1,0 +1,195 @@
+//! Attention over a forest: what a batch tells the kernels, uploaded once for all layers, and the keys and values that
+//! are kept on the device between batches.
+
+use std::sync::Arc;
+
+use candle_core::{Result, bail};
+use cudarc::driver::{CudaSlice, CudaView};
+
+use super::gpu::{Gpu, launch};
+use super::matrix::{Float, Matrix};
+use crate::attention::{BLOCK, Segment, chain, check_order, rows};
+
+/// Threads of a block, as the kernels are compiled.
+const THREADS: usize = 128;
+/// Rows (queries times heads that share a key) that a block takes at a time.
+const TASK_ROWS: usize = 64;
+/// Numbers of an `AttentionTask`.
+const TASK: usize = 4;
+
+/// A batch as the kernels read it: one upload of 32-bit numbers.
+pub struct Plan {
+    numbers: CudaSlice<u32>,
+    /// Where each list begins; the last one's end is that of the numbers.
+    ids: usize,
+    positions: usize,
+    read: usize,
+    tasks: usize,
+    key_rows: usize,
+    end: usize,
+    /// Rows of the batch.
+    n: usize,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plan[{} rows, {} tasks]", self.n, (self.key_rows - self.tasks) / TASK)
+    }
+}
+
+/// What a plan is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Token ids, `[n]`.
+    pub ids: &'a [u32],
+    /// Their positions, `[n]`.
+    pub positions: &'a [u32],
+    /// Runs of tokens, parents first; those that start at `n` or later are kept blocks.
+    pub segments: &'a [Segment],
+    /// Of each kept block: its slot in the [`Pool`].
+    pub slots: &'a [usize],
+    /// Rows whose hidden states the head reads.
+    pub read: &'a [u32],
+}
+
+impl Plan {
+    /// Lays out and uploads a batch for heads of which `group` share a key.
+    pub fn new(gpu: &Arc<Gpu>, batch: &Batch<'_>, group: usize) -> Result<Self> {
+        check_order(batch.segments)?;
+        let n = batch.ids.len();
+        let queries = (TASK_ROWS / group.max(1)).max(1);
+        let (mut tasks, mut key_rows) = (Vec::new(), Vec::new());
+        for (i, segment) in batch.segments.iter().enumerate().filter(|(_, s)| s.start < n) {
+            if segment.start + segment.len > n {
+                bail!("attention: {segment:?} of {n} rows");
+            }
+            let chain = chain(batch.segments, i);
+            let first_key = key_rows.len() as u32;
+            for row in rows(&chain, 0..segment.position + segment.len) {
+                let row = match row.checked_sub(n) {
+                    None => row,
+                    Some(kept) => match batch.slots.get(kept / BLOCK) {
+                        Some(slot) => n + slot * BLOCK + kept % BLOCK,
+                        None => bail!("attention: {segment:?} continues a block that is not kept"),
+                    },
+                };
+                key_rows.push(row as u32);
+            }
+            for offset in (0..segment.len).step_by(queries) {
+                let len = queries.min(segment.len - offset);
+                let (row, position) = (segment.start + offset, segment.position + offset);
+                tasks.push([row as u32, len as u32, position as u32, first_key]);
+            }
+        }
+        // The longest first, so that none is left alone at the end.
+        tasks.sort_by_key(|[row, len, position, _]| {
+            (std::cmp::Reverse(u64::from(*len) * u64::from(len + position)), *row)
+        });
+        // Tasks are read as 16 bytes: they come first.
+        let mut numbers: Vec<u32> = tasks.as_flattened().to_vec();
+        let mut list = |values: &[u32]| {
+            let begin = numbers.len();
+            numbers.extend_from_slice(values);
+            begin
+        };
+        let key_rows = list(&key_rows);
+        let (ids, positions, read) = (list(batch.ids), list(batch.positions), list(batch.read));
+        let end = numbers.len();
+        Ok(Self { numbers: gpu.upload(&numbers)?, ids, positions, read, tasks: 0, key_rows, end, n })
+    }
+
+    /// Token ids, `[n]`.
+    pub fn ids(&self) -> CudaView<'_, u32> {
+        self.numbers.slice(self.ids..self.positions)
+    }
+
+    /// Positions, `[n]`.
+    pub fn positions(&self) -> CudaView<'_, u32> {
+        self.numbers.slice(self.positions..self.read)
+    }
+
+    /// Rows whose hidden states the head reads.
+    pub fn read(&self) -> CudaView<'_, u32> {
+        self.numbers.slice(self.read..self.end)
+    }
+}
+
+/// Keys and values of one layer that outlive a batch: slots of [`BLOCK`] rows `[2 · kv_heads · head_dim]`.
+pub type Pool = Matrix;
+
+/// A pool of `slots` slots.
+pub fn pool(gpu: &Arc<Gpu>, slots: usize, width: usize, dtype: Float) -> Result<Pool> {
+    Matrix::uninit(gpu, slots * BLOCK, width, dtype)
+}
+
+/// Copies the keys and values of `rows` of `qkv`, a multiple of [`BLOCK`] of them, to a slot of the pool.
+pub fn keep(
+    qkv: &Matrix,
+    rows: &[u32],
+    (q_heads, kv_heads): (usize, usize),
+    pool: &mut Pool,
+    slot: usize,
+) -> Result<()> {
+    let head = qkv.columns / (q_heads + 2 * kv_heads).max(1);
+    let width = 2 * kv_heads * head;
+    let fits = pool.columns == width && pool.dtype == qkv.dtype && (slot + 1) * BLOCK <= pool.rows;
+    if !fits || rows.len() != BLOCK || rows.iter().any(|row| *row as usize >= qkv.rows) {
+        bail!("attention: {} rows of {qkv:?} do not fit slot {slot} of {pool:?}", rows.len());
+    }
+    let gpu = qkv.gpu.clone();
+    let rows_there = gpu.upload(rows)?;
+    let bytes = BLOCK * width * qkv.dtype.size();
+    let mut to = pool.data.slice_mut(slot * bytes..(slot + 1) * bytes);
+    let (count, q, kv, dim) = (BLOCK as i32, q_heads as i32, kv_heads as i32, head as i32);
+    launch!(&gpu, "keys_values", Some(qkv.dtype), (BLOCK, 1, 1), 256, 0;
+        &qkv.data, &rows_there, &mut to, &count, &q, &kv, &dim);
+    Ok(())
+}
+
+/// `qkv [n, (q_heads + 2 kv_heads) · head_dim]`, rotated, to `[n, q_heads · head_dim]`, as
+/// [`forest_attention`](crate::forest_attention()); kept blocks are read from `pool`.
+pub fn forest_attention(
+    qkv: &Matrix,
+    plan: &Plan,
+    pool: Option<&Pool>,
+    q_heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+) -> Result<Matrix> {
+    let heads = q_heads + 2 * kv_heads;
+    if heads == 0
+        || !qkv.columns.is_multiple_of(heads)
+        || qkv.rows != plan.n
+        || !q_heads.is_multiple_of(kv_heads.max(1))
+    {
+        bail!("attention: {q_heads} and {kv_heads} heads, {qkv:?}, {plan:?}");
+    }
+    let head = qkv.columns / heads;
+    if head == 0 || head > 256 || !head.is_multiple_of(8) {
+        bail!("attention: heads of {head}; on a GPU a multiple of 8 up to 256 is needed");
+    }
+    let mut out = Matrix::uninit(&qkv.gpu, qkv.rows, q_heads * head, qkv.dtype)?;
+    let count = (plan.key_rows - plan.tasks) / TASK;
+    if count == 0 {
+        return Ok(out);
+    }
+    let tasks = plan.numbers.slice(plan.tasks..plan.key_rows);
+    let key_rows = plan.numbers.slice(plan.key_rows..plan.ids);
+    let kept = &pool.unwrap_or(qkv).data;
+    let (n, q, kv, dim) = (qkv.rows as i32, q_heads as i32, kv_heads as i32, head as i32);
+    let window = window.unwrap_or(0) as i32;
+    let grid = (count, kv_heads, 1);
+    match qkv.dtype != Float::F32 && head.is_multiple_of(16) && head <= 128 {
+        true => {
+            let shared = 4 * 64 * (head + 8) + 8 * 64;
+            launch!(&qkv.gpu, "attention_mma", Some(qkv.dtype), grid, THREADS, shared;
+                &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
+        }
+        false => {
+            let shared = 4 * (32 * head + 32 * (head + 4) + 32 * 32);
+            launch!(&qkv.gpu, "attention", Some(qkv.dtype), grid, THREADS, shared;
+                &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,174 @@
+//! Rows in device memory.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor, bail};
+use cudarc::driver::CudaSlice;
+use half::{bf16, f16};
+
+use super::error::GpuError;
+use super::gpu::Gpu;
+
+/// An element type of the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Float {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// Brain float.
+    BF16,
+}
+
+impl Float {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// At the end of a kernel's name.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+
+    /// candle's name for it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+        }
+    }
+}
+
+/// `[rows, columns]`, row major.
+pub struct Matrix {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) data: CudaSlice<u8>,
+    pub(super) dtype: Float,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix[{}, {}; {}, {:?}]", self.rows, self.columns, self.dtype.suffix(), self.gpu)
+    }
+}
+
+impl Matrix {
+    /// Copies `tensor [rows, columns]` of the host to `gpu` as `dtype`.
+    pub fn upload(gpu: &Arc<Gpu>, tensor: &Tensor, dtype: Float) -> Result<Self> {
+        Self::upload_rows(gpu, &[tensor], dtype)
+    }
+
+    /// Several `[rows_i, columns]` below one another.
+    pub fn upload_rows(gpu: &Arc<Gpu>, tensors: &[&Tensor], dtype: Float) -> Result<Self> {
+        let Some(first) = tensors.first() else { bail!("matrix: nothing to upload") };
+        let columns = first.dim(1)?;
+        let mut rows = 0;
+        for tensor in tensors {
+            if tensor.dim(1)? != columns {
+                bail!("matrix: rows of {columns} and of {} cannot be joined", tensor.dim(1)?);
+            }
+            rows += tensor.dim(0)?;
+        }
+        let mut matrix = Self::uninit(gpu, rows, columns, dtype)?;
+        let mut at = 0;
+        for tensor in tensors {
+            let bytes = bytes(tensor, dtype)?;
+            let mut to = matrix.data.slice_mut(at..at + bytes.len());
+            gpu.stream.memcpy_htod(&bytes, &mut to).map_err(GpuError::from)?;
+            at += bytes.len();
+        }
+        gpu.synchronize()?; // the host's copies may go now
+        Ok(matrix)
+    }
+
+    /// To be written by what is queued next.
+    pub(super) fn uninit(gpu: &Arc<Gpu>, rows: usize, columns: usize, dtype: Float) -> Result<Self> {
+        let data = gpu.uninit(rows * columns * dtype.size())?;
+        Ok(Self { gpu: gpu.clone(), data, dtype, rows, columns })
+    }
+
+    /// `(rows, columns)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Of an element.
+    pub fn dtype(&self) -> Float {
+        self.dtype
+    }
+
+    /// Where it lies.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// A copy on the host, f32. Waits for what is queued.
+    pub fn download(&self) -> Result<Tensor> {
+        let len = self.rows * self.columns;
+        let mut bytes = vec![0u8; len * self.dtype.size()];
+        if len > 0 {
+            let from = self.data.slice(..bytes.len());
+            self.gpu.stream.memcpy_dtoh(&from, &mut bytes).map_err(GpuError::from)?;
+        }
+        self.gpu.synchronize()?;
+        let tensor = Tensor::from_raw_buffer(
+            &bytes,
+            self.dtype.dtype(),
+            &[self.rows, self.columns],
+            &candle_core::Device::Cpu,
+        )?;
+        tensor.to_dtype(DType::F32)
+    }
+
+    /// A copy on another device, from one memory to the other. Neither host waits.
+    pub fn to(&self, gpu: &Arc<Gpu>) -> Result<Self> {
+        let mut copy = Self::uninit(gpu, self.rows, self.columns, self.dtype)?;
+        gpu.stream.memcpy_dtod(&self.data, &mut copy.data).map_err(GpuError::from)?;
+        // Its memory is freed in the order of its own stream, which must not come before the copy's end.
+        let copied = gpu.stream.record_event(None).map_err(GpuError::from)?;
+        self.gpu.stream.wait(&copied).map_err(GpuError::from)?;
+        Ok(copy)
+    }
+}
+
+/// One f32 row: the weight of a norm. What is multiplied by it leaves the op as `dtype`.
+pub struct Vector {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) data: CudaSlice<f32>,
+    pub(super) dtype: Float,
+    pub(super) len: usize,
+}
+
+impl std::fmt::Debug for Vector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vector[{}; {:?}]", self.len, self.gpu)
+    }
+}
+
+impl Vector {
+    /// Copies `tensor [len]` of the host to `gpu`.
+    pub fn upload(gpu: &Arc<Gpu>, tensor: &Tensor, dtype: Float) -> Result<Self> {
+        let values = tensor.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let data = gpu.upload(&values)?;
+        gpu.synchronize()?;
+        Ok(Self { gpu: gpu.clone(), data, dtype, len: values.len() })
+    }
+}
+
+/// The elements as `dtype`, in memory order.
+fn bytes(tensor: &Tensor, dtype: Float) -> Result<Vec<u8>> {
+    let tensor = tensor.to_dtype(dtype.dtype())?.flatten_all()?;
+    Ok(match dtype {
+        Float::F32 => tensor.to_vec1::<f32>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+        Float::F16 => tensor.to_vec1::<f16>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+        Float::BF16 => tensor.to_vec1::<bf16>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+    })
+}

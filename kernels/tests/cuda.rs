@@ -1,0 +1,157 @@
+//! The CUDA faces against the f64 reference. Without a GPU these tests say so and pass.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use common::{noise, wide};
+use qrm_kernels::cuda::{self, Float, Form, Gpu, Linear, Matrix, Plan, Rotation, Vector};
+use qrm_kernels::{RopeTable, Segment, reference};
+
+const DTYPES: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
+
+fn gpu() -> Option<Arc<Gpu>> {
+    Gpu::open(0).inspect_err(|why| eprintln!("skipped: {why}")).ok()
+}
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+}
+
+/// What is left of the numbers once they are stored as `dtype`.
+fn rounded(values: &[f32], dtype: Float) -> Vec<f32> {
+    let stored = tensor(values, &[values.len()]).to_dtype(dtype.dtype()).unwrap();
+    stored.to_dtype(candle_core::DType::F32).unwrap().to_vec1().unwrap()
+}
+
+fn values(matrix: &Matrix) -> Vec<f32> {
+    matrix.download().unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Relative to the results' scale: a few roundings of the type.
+fn close(what: &str, dtype: Float, found: &[f32], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let epsilon = match dtype {
+        Float::F32 => 2e-5,
+        Float::F16 => 4e-3,
+        Float::BF16 => 2e-2,
+    };
+    let scale = expected.iter().fold(1.0f64, |scale, x| scale.max(x.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f64::from(*f) - e).abs() <= epsilon * scale, "{what}, {dtype:?} [{i}]: {f}, expected {e}");
+    }
+}
+
+#[test]
+fn small_ops() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in DTYPES {
+        for (n, d) in [(1, 8), (3, 67), (130, 576), (5, 4096)] {
+            let (x, w) = (noise(n * d, 1), noise(d, 2));
+            let norm = Vector::upload(&gpu, &tensor(&w, &[d]), dtype).unwrap();
+            let rows = Matrix::upload(&gpu, &tensor(&x, &[n, d]), Float::F32).unwrap();
+            let found = values(&cuda::rms_norm(&rows, None, &norm, 1e-6).unwrap());
+            let expected: Vec<f64> =
+                x.chunks(d).flat_map(|row| reference::rms_norm(&wide(row), &wide(&w), 1e-6)).collect();
+            close("rms_norm", dtype, &found, &expected);
+
+            let gate_up = rounded(&noise(n * 2 * d, 3), dtype);
+            let there = Matrix::upload(&gpu, &tensor(&gate_up, &[n, 2 * d]), dtype).unwrap();
+            let expected: Vec<f64> =
+                gate_up.chunks(2 * d).flat_map(|row| reference::swiglu(&wide(row))).collect();
+            close("swiglu", dtype, &values(&cuda::swiglu(&there).unwrap()), &expected);
+
+            let out = d / 2 + 1;
+            let (h, weight) = (rounded(&noise(n * d, 4), dtype), rounded(&noise(out * d, 5), dtype));
+            let hidden = Matrix::upload(&gpu, &tensor(&h, &[n, d]), dtype).unwrap();
+            let linear = Linear::upload(&gpu, &[&tensor(&weight, &[out, d])], None, dtype).unwrap();
+            let found = values(&cuda::linear(&hidden, &linear, None).unwrap());
+            close("linear", dtype, &found, &reference::linear(&wide(&h), &wide(&weight), d));
+        }
+    }
+}
+
+#[test]
+fn rope_and_attention() {
+    let Some(gpu) = gpu() else { return };
+    let segments = [
+        Segment { start: 0, len: 70, parent: None, position: 0 },
+        Segment { start: 70, len: 5, parent: Some(0), position: 70 },
+        Segment { start: 75, len: 33, parent: Some(0), position: 70 },
+        Segment { start: 108, len: 1, parent: Some(1), position: 75 },
+    ];
+    let n = 109;
+    let positions: Vec<u32> =
+        segments.iter().flat_map(|s| s.position as u32..(s.position + s.len) as u32).collect();
+    for dtype in DTYPES {
+        for (q_heads, kv_heads, head) in [(1, 1, 8), (6, 2, 24), (4, 4, 64), (8, 2, 128), (2, 1, 256)] {
+            let width = (q_heads + 2 * kv_heads) * head;
+            let qkv = rounded(&noise(n * width, 6), dtype);
+            let batch = cuda::Batch {
+                ids: &positions,
+                positions: &positions,
+                segments: &segments,
+                slots: &[],
+                read: &[],
+            };
+            let plan = Plan::new(&gpu, &batch, q_heads / kv_heads).unwrap();
+            let upload = || Matrix::upload(&gpu, &tensor(&qkv, &[n, width]), dtype).unwrap();
+
+            let inv_freq: Vec<f64> =
+                (0..head / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / head as f64)).collect();
+            let rotation = Rotation::upload(&gpu, &RopeTable::new(&inv_freq, 128)).unwrap();
+            let found =
+                cuda::qk_rope(upload(), &plan.positions(), &rotation, (q_heads, kv_heads), None).unwrap();
+            let mut expected = Vec::new();
+            for (row, position) in qkv.chunks(width).zip(&positions) {
+                for (h, x) in row.chunks(head).enumerate() {
+                    match h < q_heads + kv_heads {
+                        true => expected.extend(reference::rope(&wide(x), f64::from(*position), &inv_freq)),
+                        false => expected.extend(wide(x)),
+                    }
+                }
+            }
+            close("rope", dtype, &values(&found), &expected);
+
+            for window in [None, Some(1), Some(40)] {
+                let found =
+                    cuda::forest_attention(&upload(), &plan, None, q_heads, kv_heads, window).unwrap();
+                let expected =
+                    reference::forest_attention(&wide(&qkv), &segments, q_heads, kv_heads, head, window);
+                close("attention", dtype, &values(&found), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn token_reward_in_all_forms() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in DTYPES {
+        for (n, d, v) in [(1, 64, 1000), (3, 72, 1), (130, 576, 5003), (257, 128, 2049)] {
+            // Peaked rows and rows far below 0 among the others.
+            let mut h = noise(n * d, 7);
+            h.chunks_mut(d).step_by(3).for_each(|row| row.iter_mut().for_each(|x| *x *= 30.0));
+            let h = rounded(&h, dtype);
+            let w = rounded(&noise(v * d, 8), dtype);
+            let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + v - 1) % v) as u32).collect();
+            let hidden = Matrix::upload(&gpu, &tensor(&h, &[n, d]), dtype).unwrap();
+            let weight = Matrix::upload(&gpu, &tensor(&w, &[v, d]), dtype).unwrap();
+            let batch =
+                cuda::Batch { ids: &targets, positions: &targets, segments: &[], slots: &[], read: &[] };
+            let plan = Plan::new(&gpu, &batch, 1).unwrap();
+            let expected = reference::token_reward(&wide(&h), &wide(&w), &targets, d);
+            for form in Form::available(&weight) {
+                let found = cuda::token_reward(&hidden, &weight, &plan.ids(), form).unwrap();
+                let what = format!("{form:?} {n}x{d}x{v}");
+                let each = [&found.logit, &found.logsumexp, &found.max, &found.entropy];
+                for (i, found) in each.into_iter().enumerate() {
+                    let expected: Vec<f64> = expected.iter().map(|e| e[i]).collect();
+                    close(&what, Float::F32, found, &expected);
+                }
+            }
+        }
+    }
+}
