@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use qrm_kernels::{
-    Fresh, KvCache, Panels, QkNorm, RopeTable, Segment, forest_attention, qk_rope, rms_norm, swiglu,
-};
+use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use qrm_kernels::cuda;
+use qrm_kernels::{Fresh, KvCache, Layout, Norm, Panels, QkNorm, RopeTable, Rows, Segment};
 
 use crate::checkpoint::config::RopeScaling;
 use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
-use crate::loader::Loader;
+use crate::loader::{Loader, broken};
+use crate::placement::{Part, Placement};
 use crate::prefix_cache::Continuation;
 use crate::projection::Projection;
 
@@ -20,6 +21,9 @@ pub(crate) enum Embedding {
     Matrix(Tensor),
     /// The packed `lm_head`, read row by row: one copy in memory.
     Tied(Arc<Panels>),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<cuda::Linear>),
 }
 
 /// Positions whose rotations are kept. A longer batch makes its own: a million-token context must not cost memory
@@ -31,55 +35,90 @@ pub struct Decoder {
     config: DecoderConfig,
     embedding: Embedding,
     layers: Vec<Layer>,
-    final_norm: Tensor,
+    final_norm: Norm,
     rope: Arc<RopeTable>,
-}
-
-/// What every layer reads of a batch.
-pub(crate) struct Context {
-    positions: Arc<[u32]>,
-    segments: Arc<[Segment]>,
-    rope: Arc<RopeTable>,
+    parts: Vec<Part>,
 }
 
 impl Decoder {
     /// Takes the decoder's weights. `tied` are the embeddings of a model that shares them with its head.
-    pub(crate) fn load(loader: &mut Loader<'_>, tied: Option<Embedding>) -> Result<Self, CheckpointError> {
+    pub(crate) fn load(
+        loader: &mut Loader<'_>,
+        tied: Option<Embedding>,
+        placement: &Placement,
+    ) -> Result<Self, CheckpointError> {
         let config = loader.checkpoint().config().clone();
         let (d, v) = (config.hidden_size, config.vocab_size);
-        let embedding = match tied {
-            Some(embedding) => embedding,
-            None => Embedding::Matrix(loader.tensor("model.embed_tokens.weight", &[v, d])?),
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(loader, &config, i))
-            .collect::<Result<_, CheckpointError>>()?;
-        let final_norm = loader.tensor("model.norm.weight", &[d])?;
         let positions = config.max_position_embeddings.min(ROPE_POSITIONS);
         let rope = Arc::new(RopeTable::new(&inv_freq(&config), positions));
-        Ok(Self { config, embedding, layers, final_norm, rope })
+        let parts = placement.parts(config.num_hidden_layers, &rope).map_err(broken)?;
+        loader.onto(placement.first());
+        let embedding = match tied.filter(|_| placement.first().is(placement.last())) {
+            Some(embedding) => embedding,
+            None => loader.embedding("model.embed_tokens.weight", [v, d])?,
+        };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for part in &parts {
+            loader.onto(&part.device);
+            for index in part.layers.clone() {
+                layers.push(Layer::load(loader, &config, index)?);
+            }
+        }
+        let final_norm = loader.norm("model.norm.weight", d)?;
+        Ok(Self { config, embedding, layers, final_norm, rope, parts })
     }
 
-    /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`, f32. No gradients.
+    /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`. No gradients.
     pub(crate) fn forward(
         &self,
         forest: &Forest,
         continued: &mut Continuation,
         rows: &[u32],
-    ) -> candle_core::Result<Tensor> {
-        let rope = self.rope(&forest.positions);
-        let mut x = self.embed(&forest.token_ids)?.detach();
-        for layer in &self.layers {
-            let attend = |qkv: &Tensor, l: &Layer| {
-                continued.attend(qkv, &forest.segments, (l.q_heads, l.kv_heads), l.window)
-            };
-            x = layer.detach().around(&x, &forest.positions, &rope, attend)?;
+    ) -> candle_core::Result<Rows> {
+        let mut x = None;
+        for part in 0..self.parts.len() {
+            x = Some(self.through(part, x, forest, continued, rows)?);
         }
-        Ok(self.finish(&x, rows)?.detach())
+        x.ok_or_else(|| candle_core::Error::msg("a decoder without parts"))
+    }
+
+    /// How many parts its layers are in, each on a device of its own.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// One part of [`Decoder::forward`]: from what the part before gave, nothing at first, to what the next one takes.
+    pub(crate) fn through(
+        &self,
+        part: usize,
+        x: Option<Rows>,
+        forest: &Forest,
+        continued: &mut Continuation,
+        rows: &[u32],
+    ) -> candle_core::Result<Rows> {
+        let is_last = part + 1 == self.parts.len();
+        let part = &self.parts[part];
+        part.run(|| {
+            let rope = self.rope(&forest.positions);
+            let layout = part.layout(forest, rows, rope, &self.config)?;
+            let mut x = match x {
+                None => self.embed(&forest.token_ids, &layout)?,
+                Some(x) => x.to(&part.device)?,
+            };
+            for layer in &self.layers[part.layers.clone()] {
+                let attend =
+                    |qkv: &Rows, l: &Layer| continued.attend(qkv, &layout, (l.q_heads, l.kv_heads), l.window);
+                x = layer.detach().around(&x, &layout, attend)?;
+            }
+            match is_last {
+                true => x.rms_norm_read(&layout, &self.final_norm.detach(), self.config.rms_norm_eps as f32),
+                false => Ok(x),
+            }
+        })
     }
 
     /// The same for new tokens alone, `token_ids [N]` in the order of `fresh`: what came before is read from `caches`,
-    /// one a layer, which then hold the new tokens too.
+    /// one a layer, which then hold the new tokens too. On the CPU.
     pub(crate) fn extend(
         &self,
         token_ids: &[u32],
@@ -96,22 +135,25 @@ impl Decoder {
             })
             .collect();
         let rope = self.rope(&positions);
-        let mut x = self.embed(token_ids)?.detach();
+        let layout = Layout::new(positions, [].into(), rope, rows.into());
+        let mut x = Rows::from(self.embed(token_ids, &layout)?.tensor()?.detach());
         for (layer, cache) in self.layers.iter().zip(caches) {
-            let attend =
-                |qkv: &Tensor, l: &Layer| cache.attend(qkv, segments, fresh, l.q_heads, l.kv_heads, l.window);
-            x = layer.detach().around(&x, &positions, &rope, attend)?;
+            let attend = |qkv: &Rows, l: &Layer| {
+                cache.attend(qkv.tensor()?, segments, fresh, l.q_heads, l.kv_heads, l.window).map(Rows::from)
+            };
+            x = layer.detach().around(&x, &layout, attend)?;
         }
-        Ok(self.finish(&x, rows)?.detach())
+        Ok(self.finish(&x, &layout)?.tensor()?.detach())
     }
 
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
     }
 
-    pub(crate) fn context(&self, forest: &Forest) -> Context {
+    /// What the layers read of a batch, on the CPU.
+    pub(crate) fn layout(&self, forest: &Forest, rows: &[u32]) -> Layout {
         let rope = self.rope(&forest.positions);
-        Context { positions: forest.positions.clone(), segments: forest.segments.clone(), rope }
+        Layout::new(forest.positions.clone(), forest.segments.clone(), rope, rows.into())
     }
 
     fn rope(&self, positions: &[u32]) -> Arc<RopeTable> {
@@ -123,19 +165,22 @@ impl Decoder {
     }
 
     /// The tokens' embeddings, `[N, d]`.
-    pub(crate) fn embed(&self, token_ids: &[u32]) -> candle_core::Result<Tensor> {
+    pub(crate) fn embed(&self, token_ids: &[u32], layout: &Layout) -> candle_core::Result<Rows> {
+        let _ = layout; // a table on a GPU is told by it
         match &self.embedding {
             Embedding::Matrix(matrix) => {
-                matrix.index_select(&Tensor::from_slice(token_ids, token_ids.len(), &Device::Cpu)?, 0)
+                let ids = Tensor::from_slice(token_ids, token_ids.len(), &candle_core::Device::Cpu)?;
+                matrix.index_select(&ids, 0).map(Rows::from)
             }
-            Embedding::Tied(panels) => panels.gather(token_ids),
+            Embedding::Tied(panels) => panels.gather(token_ids).map(Rows::from),
+            #[cfg(feature = "cuda")]
+            Embedding::Cuda(table) => layout.embed(table),
         }
     }
 
-    /// The final norm, at some rows.
-    pub(crate) fn finish(&self, x: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
-        let rows = Tensor::from_slice(rows, rows.len(), &Device::Cpu)?;
-        rms_norm(&x.index_select(&rows, 0)?, &self.final_norm, self.config.rms_norm_eps as f32)
+    /// The final norm, at the rows that the head reads.
+    pub(crate) fn finish(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
+        x.rms_norm_read(layout, &self.final_norm, self.config.rms_norm_eps as f32)
     }
 }
 
@@ -145,11 +190,11 @@ pub(crate) struct Layer {
     q_heads: usize,
     kv_heads: usize,
     eps: f32,
-    input_norm: Tensor,
+    input_norm: Norm,
     qkv: Projection,
     qk_norm: Option<QkNorm>,
     o: Projection,
-    post_norm: Tensor,
+    post_norm: Norm,
     gate_up: Projection,
     down: Projection,
     window: Option<usize>,
@@ -169,18 +214,18 @@ impl Layer {
             q_heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             eps,
-            input_norm: loader.tensor(&format!("{prefix}.input_layernorm.weight"), &[d])?,
+            input_norm: loader.norm(&format!("{prefix}.input_layernorm.weight"), d)?,
             qkv: loader.projection(&attention, &qkv_parts, d, c.qkv_bias)?,
             qk_norm: match c.qk_norm {
                 true => Some(QkNorm {
-                    q: loader.tensor(&format!("{attention}.q_norm.weight"), &[c.head_dim])?,
-                    k: loader.tensor(&format!("{attention}.k_norm.weight"), &[c.head_dim])?,
+                    q: loader.norm(&format!("{attention}.q_norm.weight"), c.head_dim)?,
+                    k: loader.norm(&format!("{attention}.k_norm.weight"), c.head_dim)?,
                     eps,
                 }),
                 false => None,
             },
             o: loader.projection(&attention, &[("o_proj", d)], q, c.o_bias)?,
-            post_norm: loader.tensor(&format!("{prefix}.post_attention_layernorm.weight"), &[d])?,
+            post_norm: loader.norm(&format!("{prefix}.post_attention_layernorm.weight"), d)?,
             gate_up: loader.projection(&mlp, &[("gate_proj", m), ("up_proj", m)], d, c.mlp_bias)?,
             down: loader.projection(&mlp, &[("down_proj", d)], m, c.mlp_bias)?,
             window: c.sliding_window.get(index).copied().flatten(),
@@ -188,28 +233,25 @@ impl Layer {
     }
 
     /// `[N, d]` to `[N, d]`.
-    pub(crate) fn forward(&self, x: &Tensor, context: &Context) -> candle_core::Result<Tensor> {
-        let attend = |qkv: &Tensor, l: &Self| {
-            forest_attention(qkv, &context.segments, l.q_heads, l.kv_heads, l.window)
-        };
-        self.around(x, &context.positions, &context.rope, attend)
+    pub(crate) fn forward(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
+        let attend = |qkv: &Rows, l: &Self| qkv.forest_attention(layout, (l.q_heads, l.kv_heads), l.window);
+        self.around(x, layout, attend)
     }
 
     /// All of the layer but the attention itself.
     fn around(
         &self,
-        x: &Tensor,
-        positions: &Arc<[u32]>,
-        rope: &Arc<RopeTable>,
-        attend: impl FnOnce(&Tensor, &Self) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        let qkv = self.qkv.forward(&rms_norm(x, &self.input_norm, self.eps)?, None)?;
-        let qkv = qk_rope(&qkv, positions, rope, self.q_heads, self.kv_heads, self.qk_norm.as_ref())?;
+        x: &Rows,
+        layout: &Layout,
+        attend: impl FnOnce(&Rows, &Self) -> candle_core::Result<Rows>,
+    ) -> candle_core::Result<Rows> {
+        let qkv = self.qkv.forward(&x.rms_norm(&self.input_norm, self.eps)?, None)?;
+        let qkv = qkv.qk_rope(layout, (self.q_heads, self.kv_heads), self.qk_norm.as_ref())?;
         let attended = attend(&qkv, self)?;
         drop(qkv);
         let x = self.o.forward(&attended, Some(x))?;
-        let gate_up = self.gate_up.forward(&rms_norm(&x, &self.post_norm, self.eps)?, None)?;
-        let gated = swiglu(&gate_up)?;
+        let gate_up = self.gate_up.forward(&x.rms_norm(&self.post_norm, self.eps)?, None)?;
+        let gated = gate_up.swiglu()?;
         drop(gate_up);
         self.down.forward(&gated, Some(&x))
     }

@@ -1,7 +1,7 @@
 //! From hidden states to raw per-token scores.
 
 use candle_core::{Result, Tensor};
-use qrm_kernels::{Weight, linear, token_logits, token_reward};
+use qrm_kernels::{Rows, Weight, linear, token_logits};
 
 use crate::checkpoint::CheckpointError;
 use crate::decoder::Embedding;
@@ -54,7 +54,8 @@ impl Head {
         };
         let bias = format!("{name}.bias");
         let bias = if checkpoint.has(&bias) { Some(loader.tensor(&bias, &[1])?) } else { None };
-        Ok(Self::Scalar { weight: loader.weight(&format!("{name}.weight"), [1, d])?, bias })
+        let (weight, bias) = loader.weight_and_bias(&format!("{name}.weight"), [1, d], bias)?;
+        Ok(Self::Scalar { weight, bias })
     }
 
     /// The embeddings of a decoder that ties them to this head.
@@ -62,6 +63,8 @@ impl Head {
         match self {
             Self::Vocab(Weight::Packed(panels)) => Some(Embedding::Tied(panels.clone())),
             Self::Vocab(Weight::Trained(weight)) => Some(Embedding::Matrix(weight.clone())),
+            #[cfg(feature = "cuda")]
+            Self::Vocab(Weight::Cuda(weight)) => Some(Embedding::Cuda(weight.clone())),
             Self::Scalar { .. } => None,
         }
     }
@@ -75,10 +78,10 @@ impl Head {
     }
 
     /// Scores of the tokens `targets [N]`, read from `hidden [N, d]`.
-    pub fn forward(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenScores> {
+    pub(crate) fn forward(&self, hidden: &Rows, targets: &[u32]) -> Result<TokenScores> {
         match self {
             Self::Vocab(weight) => {
-                let r = token_reward(hidden, &*weight.panels()?, targets)?;
+                let r = hidden.token_reward(weight, targets)?;
                 Ok(TokenScores {
                     logit: r.logit,
                     logsumexp: r.logsumexp,
@@ -87,8 +90,9 @@ impl Head {
                     own: Vec::new(),
                 })
             }
-            Self::Scalar { .. } => {
-                let logit = self.tracked(hidden, targets)?.flatten_all()?.to_vec1()?;
+            Self::Scalar { weight, bias } => {
+                let logit =
+                    hidden.linear(weight, bias.as_ref(), None)?.into_tensor()?.flatten_all()?.to_vec1()?;
                 Ok(TokenScores { logit, ..TokenScores::default() })
             }
         }

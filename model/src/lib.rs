@@ -8,6 +8,7 @@
 //! - [`forest`]: a batch of trajectories as segments with shared prefixes, each token computed once.
 //! - [`decoder`]: the one decoder; Llama, Mistral, Qwen2 and Qwen3 are settings of it.
 //!   `loader` and `projection` are parts of it.
+//! - [`placement`]: where the layers compute. `pipeline`: batches through a decoder that is in parts.
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
 //! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
@@ -22,6 +23,8 @@ pub mod forest;
 pub mod generation;
 pub mod head;
 mod loader;
+mod pipeline;
+pub mod placement;
 pub mod prefix_cache;
 mod projection;
 pub mod reward;
@@ -32,6 +35,7 @@ pub mod training;
 pub mod trajectory;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use placement::Placement;
 pub use prefix_cache::{PrefixCache, PrefixCacheStats};
 pub use reward::RewardKind;
 pub use reward_model::{BatchScores, ModelError, RewardModel, Work};

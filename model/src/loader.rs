@@ -1,19 +1,22 @@
 //! Weights out of a checkpoint, held as they will be used: packed to serve, as variables to train.
 
-use std::sync::Arc;
-
-use candle_core::{DType, Device, Tensor, Var};
-use qrm_kernels::{Panels, Weight};
+use candle_core::{DType, Tensor, Var};
+#[cfg(feature = "cuda")]
+use qrm_kernels::cuda;
+use qrm_kernels::{Device, Norm, Weight};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::decoder::Embedding;
 use crate::projection::{Adapter, Joined, Projection};
 use crate::training::{Method, Parameters};
 
 /// What a decoder and a head are loaded with.
 pub(crate) struct Loader<'a> {
     checkpoint: &'a mut Checkpoint,
+    /// Where what is loaded next is to lie.
+    device: Device,
     /// None: nothing is trained.
     method: Option<&'a Method>,
     parameters: Parameters,
@@ -23,13 +26,19 @@ pub(crate) struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// Nothing trained.
     pub(crate) fn fixed(checkpoint: &'a mut Checkpoint) -> Self {
-        Self { checkpoint, method: None, parameters: Parameters::default(), rng: StdRng::seed_from_u64(0) }
+        let (parameters, rng) = (Parameters::default(), StdRng::seed_from_u64(0));
+        Self { checkpoint, device: Device::Cpu, method: None, parameters, rng }
     }
 
     /// To be trained by `method`; `seed` makes what the checkpoint does not hold.
     pub(crate) fn training(checkpoint: &'a mut Checkpoint, method: &'a Method, seed: u64) -> Self {
         let (method, rng) = (Some(method), StdRng::seed_from_u64(seed));
-        Self { checkpoint, method, parameters: Parameters::default(), rng }
+        Self { checkpoint, device: Device::Cpu, method, parameters: Parameters::default(), rng }
+    }
+
+    /// What is loaded from now on lies on `device`.
+    pub(crate) fn onto(&mut self, device: &Device) {
+        self.device = device.clone();
     }
 
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
@@ -54,13 +63,53 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// The weight of a norm, `[width]`.
+    pub(crate) fn norm(&mut self, name: &str, width: usize) -> Result<Norm, CheckpointError> {
+        let weight = self.tensor(name, &[width])?;
+        self.device.norm(weight).map_err(broken)
+    }
+
+    /// A table of embeddings `[V, d]`.
+    pub(crate) fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Embedding, CheckpointError> {
+        let table = self.tensor(name, &shape)?;
+        match &self.device {
+            Device::Cpu => Ok(Embedding::Matrix(table)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu, dtype) => {
+                let table = cuda::Linear::upload(gpu, &[&table], None, *dtype).map_err(broken)?;
+                Ok(Embedding::Cuda(std::sync::Arc::new(table)))
+            }
+        }
+    }
+
     /// A weight `[out, in]` to multiply by.
     pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
+        Ok(self.weight_and_bias(name, shape, None)?.0)
+    }
+
+    /// The same with a bias `[out]`, which comes back where the weight does not have it with it.
+    pub(crate) fn weight_and_bias(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        bias: Option<Tensor>,
+    ) -> Result<(Weight, Option<Tensor>), CheckpointError> {
         let tensor = self.tensor(name, &shape)?;
         match self.method {
-            Some(Method::Full) => Ok(Weight::Trained(tensor)),
-            _ => Ok(Weight::Packed(Arc::new(Panels::pack(&tensor).map_err(broken)?))),
+            Some(Method::Full) => Ok((Weight::Trained(tensor), bias)),
+            _ => self.placed(&[&tensor], bias),
         }
+    }
+
+    /// Weights that are multiplied by as one, where they are to lie.
+    fn placed(
+        &self,
+        weights: &[&Tensor],
+        bias: Option<Tensor>,
+    ) -> Result<(Weight, Option<Tensor>), CheckpointError> {
+        let weight = self.device.weight(weights, bias.as_ref()).map_err(broken)?;
+        let bias = bias.filter(|_| matches!(weight, Weight::Packed(_)));
+        Ok((weight, bias))
     }
 
     /// A weight that training starts from noise: normal, deviation 0.02, as `transformers` does.
@@ -70,13 +119,13 @@ impl<'a> Loader<'a> {
             let (a, b) = (uniform(&mut self.rng), uniform(&mut self.rng));
             (0.02 * (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()) as f32
         });
-        let tensor = Tensor::from_vec(values.collect(), &shape, &Device::Cpu).map_err(broken)?;
+        let tensor = Tensor::from_vec(values.collect(), &shape, &candle_core::Device::Cpu).map_err(broken)?;
         self.variable(name, tensor)
     }
 
     /// A bias that training starts from zero.
     pub(crate) fn zeros(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
-        let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu).map_err(broken)?;
+        let zeros = Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu).map_err(broken)?;
         self.variable(name, zeros)
     }
 
@@ -99,8 +148,13 @@ impl<'a> Loader<'a> {
         let weight = match self.method {
             Some(Method::Full) => Joined::Trained(weights),
             _ => {
-                let panels = Panels::pack_rows(&weights.iter().collect::<Vec<_>>()).map_err(broken)?;
-                Joined::Fixed(Weight::Packed(Arc::new(panels)))
+                let joined =
+                    if bias.is_empty() { None } else { Some(Tensor::cat(&bias, 0).map_err(broken)?) };
+                let (weight, left) = self.placed(&weights.iter().collect::<Vec<_>>(), joined)?;
+                if left.is_none() {
+                    bias.clear();
+                }
+                Joined::Fixed(weight)
             }
         };
         Ok(Projection { weight, bias, parts: adapters })
@@ -117,8 +171,8 @@ impl<'a> Loader<'a> {
         let Some(Method::Lora(lora)) = self.method.filter(|m| m.targets(name)) else { return Ok(None) };
         let bound = 1.0 / (input as f32).sqrt();
         let a = (0..lora.rank * input).map(|_| self.rng.random_range(-bound..bound)).collect();
-        let a = Tensor::from_vec(a, (lora.rank, input), &Device::Cpu).map_err(broken)?;
-        let b = Tensor::zeros((out, lora.rank), a.dtype(), &Device::Cpu).map_err(broken)?;
+        let a = Tensor::from_vec(a, (lora.rank, input), &candle_core::Device::Cpu).map_err(broken)?;
+        let b = Tensor::zeros((out, lora.rank), a.dtype(), &candle_core::Device::Cpu).map_err(broken)?;
         Ok(Some(Adapter {
             a: self.variable(&format!("{prefix}.{name}.lora_A.weight"), a)?,
             b: self.variable(&format!("{prefix}.{name}.lora_B.weight"), b)?,

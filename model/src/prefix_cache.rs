@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Result, Tensor};
-use qrm_kernels::{BLOCK, Segment, keys_and_values, prefix_attention};
+use candle_core::Result;
+use qrm_kernels::{BLOCK, Layout, Rows, keys_and_values, prefix_attention};
 use sha2::{Digest, Sha256};
 
 use crate::forest::{Forest, Prefixes};
@@ -100,9 +100,10 @@ pub fn prompt_key(prompt_ids: &[u32]) -> u64 {
 }
 
 impl PrefixCache {
-    /// Holds at most `bytes` of keys and values of `model`.
+    /// Holds at most `bytes` of keys and values of `model`; of a model on a GPU none.
     pub fn new(model: &RewardModel, bytes: usize) -> Self {
         let block_bytes = BLOCK * model.kv_bytes_per_token();
+        let bytes = if model.is_on_cpu() { bytes } else { 0 };
         Self { capacity: bytes / block_bytes.max(1), block_bytes, state: Mutex::default() }
     }
 
@@ -214,16 +215,21 @@ impl Continuation {
     /// The next layer's attention, which sees the kept blocks; what is fresh is kept.
     pub(crate) fn attend(
         &mut self,
-        qkv: &Tensor,
-        segments: &[Segment],
+        qkv: &Rows,
+        layout: &Layout,
         (q_heads, kv_heads): (usize, usize),
         window: Option<usize>,
-    ) -> Result<Tensor> {
+    ) -> Result<Rows> {
+        let qkv = match qkv {
+            Rows::Cpu(qkv) => qkv,
+            #[cfg(feature = "cuda")]
+            qkv => return qkv.forest_attention(layout, (q_heads, kv_heads), window),
+        };
         let rows: Vec<&[u32]> = self.fresh.iter().map(|fresh| fresh.rows.as_slice()).collect();
         let blocks = keys_and_values(qkv, &rows, q_heads, kv_heads)?;
         self.fresh.iter_mut().zip(blocks).for_each(|(fresh, block)| fresh.block.push(block));
         let kept: Vec<&[f32]> = self.kept.iter().map(|block| block[self.layer].as_slice()).collect();
         self.layer += 1;
-        prefix_attention(qkv, segments, &kept, q_heads, kv_heads, window)
+        prefix_attention(qkv, &layout.segments, &kept, q_heads, kv_heads, window).map(Rows::from)
     }
 }

@@ -1,7 +1,7 @@
 //! A multiply of the decoder: projections that read the same input as one, with LoRA adapters where they are trained.
 
 use candle_core::{Result, Tensor};
-use qrm_kernels::{Weight, linear};
+use qrm_kernels::{Rows, Weight};
 
 /// Low-rank change of one projection (LoRA, arXiv 2106.09685): `scale · (x Aᵀ) Bᵀ` is added to its output.
 #[derive(Clone)]
@@ -33,25 +33,25 @@ pub(crate) enum Joined {
 #[derive(Clone)]
 pub(crate) struct Projection {
     pub(crate) weight: Joined,
-    /// Of each part, in order; none where the architecture has none.
+    /// Of each part, in order; none where the architecture has none, or the weight has them with it.
     pub(crate) bias: Vec<Tensor>,
     /// Outputs of each part, and its adapter where it has one.
     pub(crate) parts: Vec<(usize, Option<Adapter>)>,
 }
 
 impl Projection {
-    pub(crate) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Rows, residual: Option<&Rows>) -> Result<Rows> {
         let weight = match &self.weight {
             Joined::Fixed(weight) => weight.clone(),
             Joined::Trained(parts) => Weight::Trained(joined(parts)?),
         };
         let bias = if self.bias.is_empty() { None } else { Some(joined(&self.bias)?) };
-        let y = linear(x, &weight, bias.as_ref(), residual)?;
+        let y = x.linear(&weight, bias.as_ref(), residual)?;
         match self.adapters()? {
             None => Ok(y),
             Some((a, b, scale)) => {
-                let down = (linear(x, &Weight::Trained(a), None, None)? * scale)?;
-                linear(&down, &Weight::Trained(b), None, Some(&y))
+                let down = (x.linear(&Weight::Trained(a), None, None)?.tensor()? * scale)?;
+                Rows::from(down).linear(&Weight::Trained(b), None, Some(&y))
             }
         }
     }

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use candle_core::Tensor;
+use qrm_kernels::Rows;
 
 use crate::checkpoint::{Activation, Checkpoint, CheckpointError, DecoderConfig, QrmConfig};
 use crate::decoder::Decoder;
-use crate::forest::{Forest, Prefixes};
+use crate::forest::Forest;
 use crate::head::Head;
 use crate::loader::Loader;
+use crate::placement::Placement;
 use crate::prefix_cache::{Continuation, PrefixCache};
 use crate::reward::{HeadKind, TokenScores};
 use crate::steps::Steps;
@@ -36,6 +38,17 @@ pub enum ModelError {
         /// Its place in the batch.
         index: usize,
     },
+}
+
+impl ModelError {
+    /// The same of a batch that `first` trajectories come before.
+    pub(crate) fn after(self, first: usize) -> Self {
+        match self {
+            Self::Compute(error) => Self::Compute(error),
+            Self::Trajectory { index, message } => Self::Trajectory { index: first + index, message },
+            Self::NotFinite { index } => Self::NotFinite { index: first + index },
+        }
+    }
 }
 
 /// The scores of one batch, in the order of its trajectories.
@@ -67,19 +80,29 @@ struct Reference {
 
 impl Reference {
     /// The one that a DPO checkpoint has beside it.
-    fn of(dir: &Path, qrm: &QrmConfig, config: &DecoderConfig) -> Result<Self, CheckpointError> {
+    fn of(
+        dir: &Path,
+        qrm: &QrmConfig,
+        config: &DecoderConfig,
+        placement: &Placement,
+    ) -> Result<Self, CheckpointError> {
         let broken = |message| CheckpointError::Config { file: "qrm_config.json".into(), message };
         let beta = qrm.beta.ok_or_else(|| broken("a dpo reward needs beta".into()))?;
         let name = qrm.reference.as_deref().unwrap_or("reference");
         if name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(broken(format!("reference {name:?} is not the name of a directory within this one")));
         }
-        Self::load(&dir.join(name), beta, config)
+        Self::load(&dir.join(name), beta, config, placement)
     }
 
     /// A policy of the same tokens as `config`'s.
-    fn load(dir: &Path, beta: f64, config: &DecoderConfig) -> Result<Self, CheckpointError> {
-        let policy = Box::new(RewardModel::load(dir)?);
+    fn load(
+        dir: &Path,
+        beta: f64,
+        config: &DecoderConfig,
+        placement: &Placement,
+    ) -> Result<Self, CheckpointError> {
+        let policy = Box::new(RewardModel::load_on(dir, placement)?);
         let theirs = (policy.vocab_size(), policy.context_length());
         let ours = (config.vocab_size, config.max_position_embeddings);
         if theirs != ours || policy.kind != HeadKind::QVocab {
@@ -94,9 +117,9 @@ impl Reference {
 const USUAL_BETA: f64 = 0.1;
 
 /// A batch laid out: which rows of the forest the head reads, and for which tokens.
-struct Plan {
-    forest: Forest,
-    rows: Vec<u32>,
+pub(crate) struct Plan {
+    pub(crate) forest: Forest,
+    pub(crate) rows: Vec<u32>,
     targets: Vec<u32>,
 }
 
@@ -114,21 +137,32 @@ pub struct RewardModel {
     steps: Option<Steps>,
     /// Of a DPO policy.
     reference: Option<Reference>,
+    on_cpu: bool,
 }
 
 impl RewardModel {
     /// Loads a Hugging Face checkpoint directory onto the CPU in f32.
     pub fn load(dir: &Path) -> Result<Self, CheckpointError> {
-        Self::build(dir, Checkpoint::open(dir)?, None, None)
+        Self::load_on(dir, &Placement::default())
+    }
+
+    /// The same onto other devices.
+    pub fn load_on(dir: &Path, placement: &Placement) -> Result<Self, CheckpointError> {
+        Self::build(dir, Checkpoint::open(dir)?, None, None, placement)
     }
 
     /// Loads a policy to be read against another of the same tokens: a DPO reward model, whatever the checkpoint says that
     /// it is. `beta` defaults to the checkpoint's, else 0.1.
-    pub fn load_against(dir: &Path, reference: &Path, beta: Option<f64>) -> Result<Self, CheckpointError> {
+    pub fn load_against(
+        dir: &Path,
+        reference: &Path,
+        beta: Option<f64>,
+        placement: &Placement,
+    ) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(dir)?.as_head(HeadKind::Dpo);
         let beta = beta.or(checkpoint.qrm_config().beta).unwrap_or(USUAL_BETA);
-        let reference = Reference::load(reference, beta, checkpoint.config())?;
-        Self::build(dir, checkpoint, None, Some(reference))
+        let reference = Reference::load(reference, beta, checkpoint.config(), placement)?;
+        Self::build(dir, checkpoint, None, Some(reference), placement)
     }
 
     /// Loads a checkpoint to be trained as a reward model of `kind`. A scalar head that the checkpoint does not have
@@ -139,7 +173,8 @@ impl RewardModel {
         method: &Method,
         seed: u64,
     ) -> Result<Self, CheckpointError> {
-        Self::build(dir, Checkpoint::open(dir)?.as_head(kind), Some((method, seed)), None)
+        let checkpoint = Checkpoint::open(dir)?.as_head(kind);
+        Self::build(dir, checkpoint, Some((method, seed)), None, &Placement::default())
     }
 
     fn build(
@@ -147,6 +182,7 @@ impl RewardModel {
         mut checkpoint: Checkpoint,
         training: Option<(&Method, u64)>,
         reference: Option<Reference>,
+        placement: &Placement,
     ) -> Result<Self, CheckpointError> {
         let text = TextProcessor::load(dir)?;
         let (config, kind) = (checkpoint.config().clone(), checkpoint.head());
@@ -154,9 +190,10 @@ impl RewardModel {
             None => Loader::fixed(&mut checkpoint),
             Some((method, seed)) => Loader::training(&mut checkpoint, method, seed),
         };
+        loader.onto(placement.last());
         let head = Head::load(&mut loader)?;
         let tied = if config.tie_word_embeddings { head.embedding() } else { None };
-        let decoder = Decoder::load(&mut loader, tied)?;
+        let decoder = Decoder::load(&mut loader, tied, placement)?;
         let trained = loader.into_parameters();
         let parameters = checkpoint.parameters();
         let steps = (kind == HeadKind::Step).then(|| Steps {
@@ -165,7 +202,7 @@ impl RewardModel {
         });
         let reference = match (reference, training) {
             (None, None) if kind == HeadKind::Dpo => {
-                Some(Reference::of(dir, checkpoint.qrm_config(), &config)?)
+                Some(Reference::of(dir, checkpoint.qrm_config(), &config, placement)?)
             }
             (reference, _) => reference,
         };
@@ -174,12 +211,18 @@ impl RewardModel {
             version = format!("{version}-{}", reference.policy.version);
         }
         checkpoint.finish()?;
-        Ok(Self { version, config, kind, parameters, text, decoder, head, trained, steps, reference })
+        let on_cpu = placement.is_cpu();
+        Ok(Self { version, config, kind, parameters, text, decoder, head, trained, steps, reference, on_cpu })
     }
 
     /// A short name for the checkpoint's content.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether all of it computes on the CPU.
+    pub fn is_on_cpu(&self) -> bool {
+        self.on_cpu
     }
 
     /// What the head gives.
@@ -260,12 +303,18 @@ impl RewardModel {
 
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.
     pub fn score(&self, batch: &[Trajectory]) -> Result<BatchScores, ModelError> {
-        self.run(batch, Continuation::default()).map(|(scores, _)| scores)
+        match self.decoder.parts() {
+            1 => self.run(batch, Continuation::default()).map(|(scores, _)| scores),
+            _ => self.pipelined(batch, None),
+        }
     }
 
     /// The same, bit for bit, but what `cache` has of the prompts is not computed; it keeps what is. The cache is this
     /// model's own.
     pub fn score_cached(&self, batch: &[Trajectory], cache: &PrefixCache) -> Result<BatchScores, ModelError> {
+        if self.decoder.parts() > 1 {
+            return self.pipelined(batch, Some(cache));
+        }
         let (scores, continued) = self.run(batch, cache.find(batch, self.head.lookback()))?;
         cache.keep(continued);
         Ok(scores)
@@ -276,12 +325,27 @@ impl RewardModel {
         batch: &[Trajectory],
         mut continued: Continuation,
     ) -> Result<(BatchScores, Continuation), ModelError> {
-        let plan = self.plan(batch, &continued.prefixes)?;
-        continued.lay_out(&plan.forest);
+        let plan = self.plan(batch, &mut continued)?;
+        let hidden = match plan.forest.is_empty() {
+            true => None,
+            false => Some(self.decoder.forward(&plan.forest, &mut continued, &plan.rows)?),
+        };
+        let scores = self.read(batch, &plan, hidden, &mut continued)?;
+        Ok((scores, continued))
+    }
+
+    /// What the head says of a batch's hidden states.
+    pub(crate) fn read(
+        &self,
+        batch: &[Trajectory],
+        plan: &Plan,
+        hidden: Option<Rows>,
+        continued: &mut Continuation,
+    ) -> Result<BatchScores, ModelError> {
         let mut all = TokenScores::default();
-        if !plan.forest.is_empty() {
-            all = self.scores(&plan, &mut continued)?;
-            all.own = self.own(&all, &plan, &mut continued, batch)?;
+        if let Some(hidden) = hidden {
+            all = self.head.forward(&hidden, &plan.targets)?;
+            all.own = self.own(&all, plan, continued, batch)?;
         }
         let mut scores = Vec::with_capacity(batch.len());
         let mut at = 0;
@@ -295,11 +359,7 @@ impl RewardModel {
             at = end;
         }
         let computed_tokens = (0..batch.len()).map(|i| plan.forest.fresh(i)).collect();
-        Ok((BatchScores { scores, computed_tokens }, continued))
-    }
-
-    fn scores(&self, plan: &Plan, continued: &mut Continuation) -> candle_core::Result<TokenScores> {
-        self.head.forward(&self.decoder.forward(&plan.forest, continued, &plan.rows)?, &plan.targets)
+        Ok(BatchScores { scores, computed_tokens })
     }
 
     /// The rewards that take more than a token's scores.
@@ -311,7 +371,8 @@ impl RewardModel {
         batch: &[Trajectory],
     ) -> Result<Vec<f32>, ModelError> {
         if let Some(Reference { beta, policy }) = &self.reference {
-            let other = policy.scores(plan, continued)?;
+            let hidden = policy.decoder.forward(&plan.forest, continued, &plan.rows)?;
+            let other = policy.head.forward(&hidden, &plan.targets)?;
             let ratio = |((z, l), (other_z, other_l)): ((&f32, &f32), (&f32, &f32))| {
                 beta * ((z - l).min(0.0) - (other_z - other_l).min(0.0))
             };
@@ -340,7 +401,7 @@ impl RewardModel {
         gradients: &mut Gradients,
         loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<f32, ModelError> {
-        let Plan { forest, rows, targets } = self.plan(batch, &Prefixes::default())?;
+        let Plan { forest, rows, targets } = self.plan(batch, &mut Continuation::default())?;
         let (pass, outputs) = Pass::run(&self.decoder, &self.head, &forest, &rows, &targets, checkpointing)?;
         let loss = loss(&outputs)?;
         let value = loss.to_scalar()?;
@@ -348,11 +409,17 @@ impl RewardModel {
         Ok(value)
     }
 
-    fn plan(&self, batch: &[Trajectory], prefixes: &Prefixes) -> Result<Plan, ModelError> {
+    /// Lays a batch out behind what it continues.
+    pub(crate) fn plan(
+        &self,
+        batch: &[Trajectory],
+        continued: &mut Continuation,
+    ) -> Result<Plan, ModelError> {
         for (index, trajectory) in batch.iter().enumerate() {
             self.check(trajectory).map_err(|message| ModelError::Trajectory { index, message })?;
         }
-        let forest = Forest::after(prefixes, batch);
+        let forest = Forest::after(&continued.prefixes, batch);
+        continued.lay_out(&forest);
         let lookback = self.head.lookback();
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (i, trajectory) in batch.iter().enumerate() {

@@ -3,7 +3,9 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
-use crate::decoder::{Context, Decoder};
+use qrm_kernels::{Layout, Rows};
+
+use crate::decoder::Decoder;
 use crate::forest::Forest;
 use crate::head::Head;
 
@@ -97,7 +99,7 @@ impl Gradients {
 /// are kept and a layer's graph is made again when the way back reaches it: one more forward for the memory of one layer.
 pub(crate) struct Pass<'a> {
     decoder: &'a Decoder,
-    context: Context,
+    layout: Layout,
     embedded: Tensor,
     /// Input of each layer, and its output where that is kept.
     layers: Vec<(Var, Option<Tensor>)>,
@@ -115,21 +117,23 @@ impl<'a> Pass<'a> {
         targets: &[u32],
         checkpointing: bool,
     ) -> Result<(Self, Tensor)> {
-        let context = decoder.context(forest);
-        let embedded = decoder.embed(&forest.token_ids)?;
+        let layout = decoder.layout(forest, rows);
+        let embedded = decoder.embed(&forest.token_ids, &layout)?.into_tensor()?;
         let mut layers = Vec::new();
         let mut x = Var::from_tensor(&embedded.detach())?;
         for layer in decoder.layers() {
             let y = match checkpointing {
-                true => layer.detach().forward(&x.as_detached_tensor(), &context)?,
-                false => layer.forward(x.as_tensor(), &context)?,
+                true => layer.detach().forward(&Rows::from(x.as_detached_tensor()), &layout)?,
+                false => layer.forward(&Rows::from(x.as_tensor().clone()), &layout)?,
             };
+            let y = y.into_tensor()?;
             let next = Var::from_tensor(&y.detach())?;
             layers.push((x, (!checkpointing).then_some(y)));
             x = next;
         }
-        let outputs = head.tracked(&decoder.finish(x.as_tensor(), rows)?, targets)?;
-        Ok((Self { decoder, context, embedded, layers, last: x }, outputs))
+        let hidden = decoder.finish(&Rows::from(x.as_tensor().clone()), &layout)?.into_tensor()?;
+        let outputs = head.tracked(&hidden, targets)?;
+        Ok((Self { decoder, layout, embedded, layers, last: x }, outputs))
     }
 
     /// Adds the gradients of `loss`, a scalar made of the outputs.
@@ -141,7 +145,7 @@ impl<'a> Pass<'a> {
             let Some(from) = g else { return Ok(()) }; // the loss does not depend on the decoder
             let y = match y {
                 Some(y) => y,
-                None => layer.forward(x.as_tensor(), &self.context)?,
+                None => layer.forward(&Rows::from(x.as_tensor().clone()), &self.layout)?.into_tensor()?,
             };
             let mut grads = (y * from)?.sum_all()?.backward()?;
             g = grads.remove(&x);

@@ -1,0 +1,133 @@
+//! Where a model's layers compute: all on one device, or in parts on several, one after the other.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Result;
+#[cfg(feature = "cuda")]
+use qrm_kernels::cuda;
+use qrm_kernels::{Device, Layout, RopeTable};
+
+use crate::checkpoint::DecoderConfig;
+use crate::forest::Forest;
+
+/// The devices of one model, in the order of its layers. The first has the embedding, the last the head.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    devices: Vec<Device>,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self::on(Device::Cpu)
+    }
+}
+
+/// Layers that are on one device.
+pub(crate) struct Part {
+    pub(crate) device: Device,
+    pub(crate) layers: Range<usize>,
+    /// Its own threads, where other parts compute on the CPU at the same time.
+    pool: Option<rayon::ThreadPool>,
+    /// The angles of the first positions.
+    #[cfg(feature = "cuda")]
+    rotation: Option<Arc<cuda::Rotation>>,
+}
+
+impl Placement {
+    /// All on one device.
+    pub fn on(device: Device) -> Self {
+        Self { devices: vec![device] }
+    }
+
+    /// Layers divided over `devices`, as evenly as it goes.
+    pub fn split(devices: Vec<Device>) -> Self {
+        if devices.is_empty() { Self::default() } else { Self { devices } }
+    }
+
+    /// Whether all of it is on the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.devices.iter().all(|device| device.is(&Device::Cpu))
+    }
+
+    pub(crate) fn first(&self) -> &Device {
+        &self.devices[0]
+    }
+
+    pub(crate) fn last(&self) -> &Device {
+        &self.devices[self.devices.len() - 1]
+    }
+
+    /// The parts of a decoder of `layers` layers.
+    pub(crate) fn parts(&self, layers: usize, rope: &Arc<RopeTable>) -> Result<Vec<Part>> {
+        let count = self.devices.len();
+        let on_cpu = self.devices.iter().filter(|device| device.is(&Device::Cpu)).count();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let part = |(i, device): (usize, &Device)| {
+            let pool = match device {
+                Device::Cpu if count > 1 => {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / on_cpu).max(1));
+                    Some(pool.build().map_err(candle_core::Error::wrap)?)
+                }
+                _ => None,
+            };
+            Ok(Part {
+                #[cfg(feature = "cuda")]
+                rotation: match device {
+                    Device::Cpu => None,
+                    Device::Cuda(gpu, _) => Some(Arc::new(cuda::Rotation::upload(gpu, rope)?)),
+                },
+                device: device.clone(),
+                layers: layers * i / count..layers * (i + 1) / count,
+                pool,
+            })
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = rope;
+        self.devices.iter().enumerate().map(part).collect()
+    }
+}
+
+impl Part {
+    /// Runs `compute` on the part's threads.
+    pub(crate) fn run<T: Send>(&self, compute: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(compute),
+            None => compute(),
+        }
+    }
+
+    /// What the part's layers read of a batch, where they compute. `rows` are those that the head reads.
+    pub(crate) fn layout(
+        &self,
+        forest: &Forest,
+        rows: &[u32],
+        rope: Arc<RopeTable>,
+        config: &DecoderConfig,
+    ) -> Result<Layout> {
+        let layout = Layout::new(forest.positions.clone(), forest.segments.clone(), rope, rows.into());
+        match &self.device {
+            Device::Cpu => {
+                let _ = config;
+                Ok(layout)
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu, _) => {
+                let rotation = match &self.rotation {
+                    Some(kept) if kept.positions() >= layout.rope.positions() => kept.clone(),
+                    _ => Arc::new(cuda::Rotation::upload(gpu, &layout.rope)?),
+                };
+                let group = config.num_attention_heads / config.num_key_value_heads.max(1);
+                let batch = cuda::Batch {
+                    ids: &forest.token_ids,
+                    positions: &forest.positions,
+                    segments: &forest.segments,
+                    slots: &[],
+                    read: rows,
+                };
+                let plan = cuda::Plan::new(gpu, &batch, group)?;
+                Ok(Layout { cuda: Some(Arc::new((plan, rotation))), ..layout })
+            }
+        }
+    }
+}
