@@ -1,9 +1,11 @@
 //! Measurements of the product's own parts. Each prints its rate, and GFLOP/s beside the machine's own multiply rate.
 //!
-//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load|fronts …`
+//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load|fronts …`, and with `--features cuda` `cuda`
 #![forbid(unsafe_code)]
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod fronts;
 mod load;
@@ -31,6 +33,9 @@ enum Bench {
     Load(load::Args),
     /// A running server's fronts side by side: JSON, base64, gRPC.
     Fronts(fronts::Args),
+    /// The CUDA ops on the first GPU.
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,5 +46,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Decoder(args) => decoder::run(&args),
         Bench::Load(args) => load::run(&args),
         Bench::Fronts(args) => fronts::run(&args),
+        #[cfg(feature = "cuda")]
+        Bench::Cuda => cuda::run(),
     }
 }

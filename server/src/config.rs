@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::device::{Devices, Dtype, Wanted};
 use crate::engine::Limits;
 use crate::model;
 use crate::plan;
@@ -96,16 +97,20 @@ impl Cli {
 /// What runs the model; the same for serving and for files.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Where the model runs.
+    /// Where the model runs: `auto` (all GPUs, else the CPU), `cpu`, `cuda:0`, or several, as `cuda:0,cuda:1`: a copy of the
+    /// model on each.
     #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
-    pub(crate) device: Device,
-    /// Arithmetic of the decoder.
-    #[arg(long, env = "QRM_DTYPE", default_value = "f32")]
+    pub(crate) device: Wanted,
+    /// One copy with its layers divided over the devices, for a model that is too large for one of them.
+    #[arg(long, env = "QRM_SPLIT_LAYERS")]
+    pub(crate) split_layers: bool,
+    /// What weights and multiplies are in; the CPU has f32 alone.
+    #[arg(long, env = "QRM_DTYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
     /// Compute threads; 0 = one per core.
     #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Batches that are computed side by side; they divide the threads among them.
+    /// Batches that are computed side by side on each device; on the CPU they divide the threads among them.
     #[arg(long, env = "QRM_WORKERS", default_value_t = 1)]
     pub(crate) workers: usize,
     /// What one batch may cost, in unique tokens (a costlier trajectory is a batch of its own); default: measured at the
@@ -118,6 +123,11 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
+    /// Opens the devices.
+    pub(crate) fn devices(&self) -> anyhow::Result<Devices> {
+        Devices::open(&self.device, self.dtype, self.split_layers)
+    }
+
     /// An engine's sizes; so many tokens and requests may wait.
     pub(crate) fn limits(&self, max_queue_tokens: usize, max_queue_requests: usize) -> Limits {
         Limits {
@@ -243,17 +253,6 @@ pub(crate) struct ScoreArgs {
     /// Drops prompt tokens from the left until the trajectory fits the context.
     #[arg(long)]
     pub(crate) truncate_prompt: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    Auto,
-    Cpu,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Dtype {
-    F32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! - [`config`]: flags and their environment twins.
+//! - [`device`]: the devices that they name.
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.
 //! - [`api`]: the HTTP and gRPC fronts. [`connections`]: what they are spoken over. [`tls`]: how they are encrypted.
@@ -17,6 +18,7 @@
 mod api;
 mod config;
 mod connections;
+mod device;
 mod engine;
 mod health;
 mod keys;

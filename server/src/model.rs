@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use qrm_model::{RewardModel, checkpoint};
+use qrm_model::{Placement, RewardModel, checkpoint};
 
 use crate::config::Against;
+use crate::device::Devices;
 
 /// Served where no other is named: see `server/default-model/README.md`.
 const BUILT_IN: [(&str, &[u8]); 5] = [
@@ -19,15 +20,58 @@ const BUILT_IN: [(&str, &[u8]); 5] = [
 /// Its name in requests and answers.
 const BUILT_IN_NAME: &str = "arithmetic-qrm";
 
-/// Loads a checkpoint directory or hub id, or the built-in model; perhaps to be read against another.
-pub(crate) fn load(model: Option<&str>, against: Option<&Against>) -> anyhow::Result<Arc<RewardModel>> {
+/// The same weights, once for each placement.
+#[derive(Clone)]
+pub(crate) struct Copies {
+    pub(crate) first: Arc<RewardModel>,
+    others: Vec<Arc<RewardModel>>,
+}
+
+impl Copies {
+    /// One after the other.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<RewardModel>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
+impl From<Arc<RewardModel>> for Copies {
+    fn from(first: Arc<RewardModel>) -> Self {
+        Self { first, others: Vec::new() }
+    }
+}
+
+/// Loads a checkpoint directory or hub id, or the built-in model, onto every placement; perhaps to be read against another.
+pub(crate) fn load(
+    model: Option<&str>,
+    against: Option<&Against>,
+    devices: &Devices,
+) -> anyhow::Result<Copies> {
+    let mut placements = devices.placements.iter();
+    let first = placements.next().context("no device")?;
+    let mut copies = Copies::from(load_on(model, against, first)?);
+    for placement in placements {
+        // Workers on the CPU read the same memory.
+        let copy = match placement.is_cpu() {
+            true => copies.first.clone(),
+            false => load_on(model, against, placement)?,
+        };
+        copies.others.push(copy);
+    }
+    Ok(copies)
+}
+
+fn load_on(
+    model: Option<&str>,
+    against: Option<&Against>,
+    placement: &Placement,
+) -> anyhow::Result<Arc<RewardModel>> {
     let loaded = match model {
         Some(model) => {
             let dir = checkpoint::resolve(model)?;
             let loaded = match against {
-                None => RewardModel::load(&dir),
+                None => RewardModel::load_on(&dir, placement),
                 Some(Against { source, beta }) => {
-                    RewardModel::load_against(&dir, &checkpoint::resolve(source)?, *beta)
+                    RewardModel::load_against(&dir, &checkpoint::resolve(source)?, *beta, placement)
                 }
             };
             loaded.with_context(|| format!("the checkpoint {model} cannot be served"))?
@@ -35,7 +79,7 @@ pub(crate) fn load(model: Option<&str>, against: Option<&Against>) -> anyhow::Re
         None if against.is_some() => {
             anyhow::bail!("a reference model is for a model of your own: name it with --model")
         }
-        None => built_in().context("the built-in model cannot be loaded")?,
+        None => built_in(placement).context("the built-in model cannot be loaded")?,
     };
     tracing::info!(
         model = model.unwrap_or(BUILT_IN_NAME),
@@ -54,12 +98,12 @@ pub(crate) fn load(model: Option<&str>, against: Option<&Against>) -> anyhow::Re
 }
 
 /// Checkpoints are read from directories: this one is written to a temporary one and gone once it is loaded.
-fn built_in() -> anyhow::Result<RewardModel> {
+fn built_in(placement: &Placement) -> anyhow::Result<RewardModel> {
     let dir = tempfile::tempdir()?;
     for (name, bytes) in BUILT_IN {
         std::fs::write(dir.path().join(name), bytes)?;
     }
-    Ok(RewardModel::load(dir.path())?)
+    Ok(RewardModel::load_on(dir.path(), placement)?)
 }
 
 /// The name a model goes by: the last part of a path or hub id.

@@ -11,6 +11,7 @@ use anyhow::Context;
 use qrm_model::{RewardModel, Trajectory};
 
 use crate::config::{Against, NamedModel};
+use crate::device::Devices;
 use crate::engine::{Engine, Limits, Terms};
 use crate::metrics::Metrics;
 use crate::metrics::drift::Drift;
@@ -40,6 +41,8 @@ pub(crate) struct Loaded {
     /// Of the model.
     pub(crate) name: Arc<str>,
     pub(crate) model: Arc<RewardModel>,
+    /// Where it computes.
+    pub(crate) devices: Devices,
     pub(crate) engine: Engine,
     pub(crate) drift: Drift,
     /// The first batch has been through: the weights are in memory, the threads have started.
@@ -48,11 +51,16 @@ pub(crate) struct Loaded {
 
 impl Models {
     /// Loads every model; [`Models::warm`] comes next.
-    pub(crate) fn load(named: &[NamedModel], limits: Limits, metrics: &Metrics) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        named: &[NamedModel],
+        devices: &Devices,
+        limits: Limits,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
         let one = |named: &NamedModel| -> anyhow::Result<Served> {
             let name: Arc<str> = named.name.as_str().into();
             let (source, against) = (named.source.as_deref(), named.against.as_ref());
-            let loaded = Loaded::new(name.clone(), source, against, limits, metrics)?;
+            let loaded = Loaded::new(name.clone(), source, against, devices, limits, metrics)?;
             metrics.serves(&name, &loaded.model, None);
             Ok(Served {
                 name,
@@ -151,6 +159,7 @@ impl Served {
             self.name.clone(),
             source,
             self.against.as_ref(),
+            &self.current().devices,
             self.limits,
             &self.metrics,
         )?);
@@ -181,13 +190,15 @@ impl Loaded {
         name: Arc<str>,
         source: Option<&str>,
         against: Option<&Against>,
+        devices: &Devices,
         limits: Limits,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
-        let model = model::load(source, against)?;
-        let engine = Engine::start(model.clone(), limits, metrics.clone())?;
+        let copies = model::load(source, against, devices)?;
+        let engine = Engine::start(&copies, limits, metrics.clone())?;
+        let (model, devices) = (copies.first, devices.clone());
         let drift = metrics.drift(&name, model.head());
-        Ok(Self { name, model, engine, drift, warm: AtomicBool::new(false) })
+        Ok(Self { name, model, devices, engine, drift, warm: AtomicBool::new(false) })
     }
 
     /// Runs one token through the engine. Blocks.

@@ -141,7 +141,8 @@ impl Plan {
 
 /// Tokens a second, and what they were measured on.
 fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
-    let (model, job) = (model::load(args.model.as_deref(), None)?, args.job);
+    let (copies, job) = (model::load(args.model.as_deref(), None, &args.engine.devices()?)?, args.job);
+    let model = copies.first.clone();
     let length = job.prompt_tokens.saturating_add(job.response_tokens);
     anyhow::ensure!(
         length <= model.context_length(),
@@ -149,7 +150,7 @@ fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
         model.context_length()
     );
     let metrics = Metrics::new()?;
-    let engine = Engine::start(model.clone(), args.engine.limits(usize::MAX, usize::MAX), metrics.clone())?;
+    let engine = Engine::start(&copies, args.engine.limits(usize::MAX, usize::MAX), metrics.clone())?;
     let (mut seed, mut samples, mut groups) = (0, 1, 1);
     // More and more of a rollout, until it takes long enough; what was scored before is not met again.
     let (rate, trajectories) = loop {

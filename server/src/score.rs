@@ -27,7 +27,8 @@ const BAD_ROW: u8 = 2;
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
-    let model = model::load(args.model.as_deref(), None)?;
+    let copies = model::load(args.model.as_deref(), None, &args.engine.devices()?)?;
+    let model = copies.first.clone();
     let plan = match check(&args, &model)? {
         Ok(plan) => plan,
         Err(bad) => {
@@ -44,7 +45,7 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     }
 
     let limits = args.engine.limits(usize::MAX, usize::MAX);
-    let engine = Engine::start(model.clone(), limits, Metrics::new()?)?;
+    let engine = Engine::start(&copies, limits, Metrics::new()?)?;
     let terms = Terms { client: "".into(), priority: 0, deadline: None };
     let bar = progress(plan.rows[done..].iter().map(|r| r.tokens as u64).sum());
     let mut writer = Writer { model: &model, output, bar };

@@ -37,7 +37,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         metrics.request_bytes.clone(),
     );
     let app = Arc::new(App {
-        models: Models::load(&args.models()?, limits, &metrics)?,
+        models: Models::load(&args.models()?, &args.engine.devices()?, limits, &metrics)?,
         metrics,
         keys,
         limits,

@@ -96,7 +96,7 @@ fn facts(loaded: &Loaded) -> ModelFacts {
         parameters: model.parameters(),
         vocab_size: model.vocab_size(),
         context_length: model.context_length(),
-        dtype: "f32".into(),
-        device: "cpu".into(),
+        dtype: loaded.devices.dtype.clone(),
+        device: loaded.devices.names.clone(),
     }
 }

@@ -25,6 +25,7 @@ use qrm_model::{PrefixCache, PrefixCacheStats, RewardModel, Trajectory};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::Metrics;
+use crate::model::Copies;
 use cost::Cost;
 use job::{Job, JobResult};
 use queue::{Preparing, Queue, Refused};
@@ -52,9 +53,15 @@ pub(crate) struct Engine {
     queue: Arc<Queue>,
     workers: Vec<JoinHandle<()>>,
     budget: f64,
-    /// What the metrics show of the prefix cache.
-    counted: Arc<Mutex<PrefixCacheStats>>,
+    /// One for each copy of the model.
+    caches: Vec<Arc<Cache>>,
     metrics: Metrics,
+}
+
+/// A prefix cache, and what the metrics show of it.
+struct Cache {
+    cache: PrefixCache,
+    counted: Mutex<PrefixCacheStats>,
 }
 
 /// Who a job is for, and how urgent it is.
@@ -69,33 +76,45 @@ pub(crate) struct Terms {
 }
 
 impl Engine {
-    /// Starts the workers.
-    pub(crate) fn start(model: Arc<RewardModel>, limits: Limits, metrics: Metrics) -> anyhow::Result<Self> {
+    /// Starts the workers: `limits.workers` for each copy of the model. Whichever is free takes the next batch.
+    pub(crate) fn start(copies: &Copies, limits: Limits, metrics: Metrics) -> anyhow::Result<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if limits.threads == 0 { cores() } else { limits.threads };
-        let count = limits.workers.max(1);
+        let models: Vec<&Arc<RewardModel>> =
+            copies.iter().flat_map(|copy| std::iter::repeat_n(copy, limits.workers.max(1))).collect();
         let pool = |worker: usize| {
             rayon::ThreadPoolBuilder::new()
-                .num_threads((threads / count).max(1))
+                .num_threads((threads / models.len()).max(1))
                 .thread_name(move |i| format!("compute-{worker}-{i}"))
                 .build()
         };
-        let pools = (0..count).map(pool).collect::<Result<Vec<_>, _>>()?;
-        let cost = Cost::of_model(&model);
+        let pools = (0..models.len()).map(pool).collect::<Result<Vec<_>, _>>()?;
+        let cost = Cost::of_model(&copies.first);
         let budget = match limits.max_batch_tokens {
             Some(tokens) => tokens as f64,
-            None => budget::measure(&model, &cost, &pools[0]),
+            None => budget::measure(&copies.first, &cost, &pools[0]),
         };
         let queue = Arc::new(Queue::new(limits, cost, budget, metrics.clone()));
-        let cache = Arc::new(PrefixCache::new(&model, limits.prefix_cache_bytes));
-        let counted = Arc::new(Mutex::new(cache.stats()));
-        let workers = pools.into_iter().enumerate().map(|(i, pool)| {
-            let score = score(model.clone(), cache.clone(), counted.clone(), pool, metrics.clone());
+        // Workers of the same copy share its cache.
+        let mut caches: Vec<(Arc<RewardModel>, Arc<Cache>)> = Vec::new();
+        let mut workers = Vec::with_capacity(models.len());
+        for (i, (model, pool)) in models.into_iter().zip(pools).enumerate() {
+            let cache = match caches.iter().find(|(of, _)| Arc::ptr_eq(of, model)) {
+                Some((_, cache)) => cache.clone(),
+                None => {
+                    let cache = PrefixCache::new(model, limits.prefix_cache_bytes);
+                    let cache = Arc::new(Cache { counted: Mutex::new(cache.stats()), cache });
+                    caches.push((model.clone(), cache.clone()));
+                    cache
+                }
+            };
+            let score = score(model.clone(), cache, pool, metrics.clone());
             let worker = Worker::new(queue.clone(), score, metrics.clone());
-            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker.run())
-        });
-        let workers = workers.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { queue, workers, budget, counted, metrics })
+            workers
+                .push(std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker.run())?);
+        }
+        let caches = caches.into_iter().map(|(_, cache)| cache).collect();
+        Ok(Self { queue, workers, budget, caches, metrics })
     }
 
     /// Says that a request is being read; a batch that is nearly empty waits a moment for it.
@@ -154,24 +173,25 @@ impl Drop for Engine {
         for worker in self.workers.drain(..) {
             let _ = worker.join(); // a worker that panicked has nothing left to say
         }
-        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        self.metrics.prefix_cache_bytes.sub(counted.bytes as i64);
+        for cache in &self.caches {
+            let counted = cache.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            self.metrics.prefix_cache_bytes.sub(counted.bytes as i64);
+        }
     }
 }
 
 /// Scores batches on the threads of `pool`, with prompts seen before from `cache`.
 fn score(
     model: Arc<RewardModel>,
-    cache: Arc<PrefixCache>,
-    counted: Arc<Mutex<PrefixCacheStats>>,
+    cache: Arc<Cache>,
     pool: rayon::ThreadPool,
     metrics: Metrics,
 ) -> Box<Score> {
     Box::new(move |batch| {
-        let scores = pool.install(|| model.score_cached(batch, &cache));
-        // The workers share the cache: what one has counted the others must not.
-        let mut before = counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = cache.stats();
+        let scores = pool.install(|| model.score_cached(batch, &cache.cache));
+        // Workers share the cache: what one has counted the others must not.
+        let mut before = cache.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = cache.cache.stats();
         metrics.prefix_cache_hits.inc_by(after.hit_tokens - before.hit_tokens);
         metrics.prefix_cache_evicted.inc_by(after.evicted_tokens - before.evicted_tokens);
         metrics.prefix_cache_bytes.add(after.bytes as i64 - before.bytes as i64);

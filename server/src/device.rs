@@ -1,0 +1,187 @@
+//! `--device`, `--split-layers` and `--dtype`: where a model computes, and in what.
+
+use std::str::FromStr;
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use qrm_kernels::Device;
+use qrm_model::Placement;
+
+/// What `--device` may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All GPUs there are, else the CPU.
+    Auto,
+    /// These, by name.
+    These(Vec<Name>),
+}
+
+/// A device by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Name {
+    Cpu,
+    Cuda(usize),
+}
+
+/// What is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// f32 on the CPU, bf16 on GPUs.
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// The devices that were opened, ready for every model that is loaded.
+#[derive(Debug, Clone)]
+pub(crate) struct Devices {
+    /// One for each copy of a model.
+    pub(crate) placements: Vec<Placement>,
+    /// `cuda:0,cuda:1`, for whoever asks.
+    pub(crate) names: String,
+    /// `bf16`.
+    pub(crate) dtype: String,
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        text.split(',').map(|name| name.trim().parse()).collect::<Result<_, _>>().map(Self::These)
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", ordinal)) => ordinal.parse().map(Self::Cuda).map_err(|e| format!("{text}: {e}")),
+            _ => Err(format!("{text:?} is no device: auto, cpu, cuda:0, or several as cuda:0,cuda:1")),
+        }
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl Devices {
+    /// Opens what is wanted: a copy of every model on each device, or with `split` one copy whose layers are divided over
+    /// them.
+    pub(crate) fn open(wanted: &Wanted, dtype: Dtype, split: bool) -> anyhow::Result<Self> {
+        let names = match wanted {
+            Wanted::These(names) => names.clone(),
+            Wanted::Auto => match gpus() {
+                Ok(0) => vec![Name::Cpu],
+                Ok(count) => (0..count).map(Name::Cuda).collect(),
+                Err(why) => {
+                    tracing::info!("computing on the CPU: {why}");
+                    vec![Name::Cpu]
+                }
+            },
+        };
+        let on_cpu = names.iter().filter(|name| **name == Name::Cpu).count();
+        ensure!(on_cpu == 0 || on_cpu == names.len(), "--device {}: CPU and GPU do not mix", list(&names));
+        let dtype = match (dtype, on_cpu) {
+            (Dtype::Auto, 0) => Dtype::Bf16,
+            (Dtype::Auto | Dtype::F32, _) => Dtype::F32,
+            (dtype, 0) => dtype,
+            (dtype, _) => bail!("--dtype {}: the CPU computes in f32", word(dtype)),
+        };
+        let open = |name: &Name| open(*name, dtype).with_context(|| format!("--device {name}"));
+        let devices = names.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let placements = match split {
+            true => vec![Placement::split(devices)],
+            false => devices.into_iter().map(Placement::on).collect(),
+        };
+        Ok(Self { placements, names: list(&names), dtype: word(dtype) })
+    }
+}
+
+fn list(names: &[Name]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn word(dtype: Dtype) -> String {
+    dtype.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// How many GPUs there are, or why none can be used.
+#[cfg(feature = "cuda")]
+fn gpus() -> Result<usize, qrm_kernels::cuda::GpuError> {
+    match qrm_kernels::cuda::count()? {
+        0 => Err(qrm_kernels::cuda::GpuError::NoSuchDevice { ordinal: 0, count: 0 }),
+        count => Ok(count),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Result<usize, std::convert::Infallible> {
+    Ok(0)
+}
+
+#[cfg(feature = "cuda")]
+fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
+    use qrm_kernels::cuda::{Float, Gpu};
+    let Name::Cuda(ordinal) = name else { return Ok(Device::Cpu) };
+    let float = match dtype {
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::Bf16 | Dtype::Auto => Float::BF16,
+    };
+    let gpu = Gpu::open(ordinal)?;
+    let (free, total) = gpu.memory()?;
+    let (free_mib, total_mib) = (free >> 20, total >> 20);
+    tracing::info!(device = %name, gpu = gpu.name()?, free_mib, total_mib, "opened");
+    Ok(Device::Cuda(gpu, float))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open(name: Name, _: Dtype) -> anyhow::Result<Device> {
+    match name {
+        Name::Cpu => Ok(Device::Cpu),
+        Name::Cuda(_) => {
+            bail!("this binary computes on the CPU alone: it was built without the feature `cuda`")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read() {
+        assert_eq!("auto".parse(), Ok(Wanted::Auto));
+        assert_eq!(
+            "cpu, cuda:3,cuda".parse(),
+            Ok(Wanted::These(vec![Name::Cpu, Name::Cuda(3), Name::Cuda(0)]))
+        );
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu,", "auto,cpu"] {
+            assert!(wrong.parse::<Wanted>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_copy_a_device_or_one_over_all() {
+        let two = Wanted::These(vec![Name::Cpu; 2]);
+        let copies = Devices::open(&two, Dtype::Auto, false).unwrap();
+        assert_eq!((copies.placements.len(), &*copies.names, &*copies.dtype), (2, "cpu,cpu", "f32"));
+        assert_eq!(Devices::open(&two, Dtype::F32, true).unwrap().placements.len(), 1);
+        assert!(Devices::open(&two, Dtype::Bf16, false).is_err());
+        let mixed = Wanted::These(vec![Name::Cpu, Name::Cuda(0)]);
+        assert!(Devices::open(&mixed, Dtype::Auto, true).is_err());
+    }
+}
