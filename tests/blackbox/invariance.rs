@@ -1,5 +1,6 @@
 //! A trajectory's bits do not depend on its company: alone, in a batch of 64, elsewhere in it, with a shared prefix or
-//! without, split over small batches, with one thread or two, its prompt in the prefix cache or not.
+//! without, split over small batches, with one thread or two, with the model on one device, two or in
+//! parts, its prompt in the prefix cache or not.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -24,6 +25,8 @@ fn bits_do_not_depend_on_company() {
             Server::start(&fixture(name), &["--threads", "1", "--prefix-cache-mib", "0"]),
             Server::start(&fixture(name), &["--threads", "2"]),
             Server::start(&fixture(name), &["--threads", "2", "--max-batch-tokens", "100"]),
+            Server::start(&fixture(name), &["--device", "cpu,cpu"]),
+            Server::start(&fixture(name), &["--device", "cpu,cpu", "--split-layers"]),
         ];
         let mut rng = Rng::new(3);
         let target = rng.input(90, 75);
@@ -33,7 +36,7 @@ fn bits_do_not_depend_on_company() {
             let alone = bits(&client, json!({ "inputs": [target] }), 0);
             let truth = truth.get_or_insert_with(|| alone.clone());
             assert_eq!(truth[0].len(), 75 * 4);
-            assert_eq!(*truth, alone, "{name}: threads");
+            assert_eq!(*truth, alone, "{name}: threads and devices");
 
             for place in [0, 17, 63] {
                 let mut request = rng.request(64);

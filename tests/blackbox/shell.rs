@@ -54,3 +54,15 @@ fn a_plan_is_measured_or_told() {
     assert!(!long.status.success() && String::from_utf8_lossy(&long.stderr).contains("context"), "{long:?}");
     assert_eq!(run(&["plan", "--prompts", "0"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_said_to_be_missing() {
+    let missing = run(&["serve", "--device", "cuda:7", "--port", "0", "--grpc-port", "0"]);
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(!missing.status.success() && said.contains("--device cuda:7"), "{said}");
+    let mixed = run(&["serve", "--device", "cpu,cuda:0", "--port", "0", "--grpc-port", "0"]);
+    assert!(
+        !mixed.status.success() && String::from_utf8_lossy(&mixed.stderr).contains("do not mix"),
+        "{mixed:?}"
+    );
+}
