@@ -11,13 +11,15 @@ use std::process::Command;
 const TARGETS: &str = "80,86,89,90,100";
 
 fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
     println!("cargo::rerun-if-changed=src/cuda");
     for name in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_some()
-        && let Err(error) = fatbins()
-    {
+    if let Err(error) = fatbins() {
         eprintln!("{error}");
         std::process::exit(1);
     }

@@ -39,7 +39,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let hidden = Matrix::upload(&gpu, &ramp(n, d, 1.0)?, Float::BF16)?;
         let weight = Matrix::upload(&gpu, &ramp(v, d, 0.1)?, Float::BF16)?;
         let targets: Vec<u32> = (0..n).map(|i| (i * 7919 % v) as u32).collect();
-        let batch = cuda::Batch { ids: &targets, positions: &targets, segments: &[], slots: &[], read: &[] };
+        let batch = cuda::Batch { ids: &targets, positions: &targets, ..Default::default() };
         let plan = Plan::new(&gpu, &batch, 1)?;
         let flops = 2.0 * (n * d * v) as f64;
         for form in Form::available(&weight) {
@@ -70,7 +70,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
         let n = prompt + responses * length;
         let ids = vec![0u32; n];
-        let batch = cuda::Batch { ids: &ids, positions: &ids, segments: &segments, slots: &[], read: &[] };
+        let batch = cuda::Batch { ids: &ids, positions: &ids, segments: &segments, ..Default::default() };
         let plan = Plan::new(&gpu, &batch, q_heads / kv_heads)?;
         let qkv = Matrix::upload(&gpu, &ramp(n, (q_heads + 2 * kv_heads) * head, 1.0)?, Float::BF16)?;
         let seconds =

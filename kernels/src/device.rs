@@ -26,9 +26,19 @@ pub enum Device {
     /// The calling rayon pool, f32.
     #[default]
     Cpu,
-    /// A GPU; the weights and what goes through multiplies are of one type, sums f32.
+    /// A GPU, and how it has weights.
     #[cfg(feature = "cuda")]
-    Cuda(Arc<cuda::Gpu>, cuda::Float),
+    Cuda(Arc<cuda::Gpu>, Weights),
+}
+
+/// How a GPU has weights.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weights {
+    /// What multiplies are in; sums are f32.
+    pub dtype: cuda::Float,
+    /// The layers' projections have one byte a weight; embedding and head stay as they are.
+    pub int8: bool,
 }
 
 /// Activations `[N, width]`.
@@ -83,21 +93,56 @@ impl Device {
         match self {
             Self::Cpu => Ok(Norm::Cpu(weight)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpu, dtype) => Ok(Norm::Cuda(Arc::new(cuda::Vector::upload(gpu, &weight, *dtype)?))),
+            Self::Cuda(gpu, Weights { dtype, .. }) => {
+                Ok(Norm::Cuda(Arc::new(cuda::Vector::upload(gpu, &weight, *dtype)?)))
+            }
         }
     }
 
-    /// Weights `[out_i, k]` that are multiplied by as one, on this device; a GPU has their biases `[Σ out_i]` with them.
-    pub fn weight(&self, parts: &[&Tensor], bias: Option<&Tensor>) -> Result<Weight> {
+    /// A weight `[out, k]` on this device: of a vocabulary head, or a table of embeddings.
+    pub fn weight(&self, weight: &Tensor) -> Result<Weight> {
+        match self {
+            Self::Cpu => Ok(Weight::Packed(Arc::new(Panels::pack(weight)?))),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu, Weights { dtype, .. }) => {
+                Ok(Weight::Cuda(Arc::new(cuda::Linear::upload(gpu, &[weight], None, *dtype)?)))
+            }
+        }
+    }
+
+    /// A layer's weights `[out_i, k]` that are multiplied by as one; a GPU has their biases `[Σ out_i]` with them.
+    pub fn projection(&self, parts: &[&Tensor], bias: Option<&Tensor>) -> Result<Weight> {
         match self {
             Self::Cpu => {
                 let _ = bias; // the CPU's multiply is told at every call
                 Ok(Weight::Packed(Arc::new(Panels::pack_rows(parts)?)))
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpu, dtype) => {
-                Ok(Weight::Cuda(Arc::new(cuda::Linear::upload(gpu, parts, bias, *dtype)?)))
+            Self::Cuda(gpu, Weights { dtype, int8 }) => {
+                let upload = if *int8 { cuda::Linear::upload_int8 } else { cuda::Linear::upload };
+                Ok(Weight::Cuda(Arc::new(upload(gpu, parts, bias, *dtype)?)))
             }
+        }
+    }
+
+    /// The weight `[1, k]` of a scalar head, f32 everywhere.
+    pub fn scalar(&self, weight: &Tensor) -> Result<Weight> {
+        match self {
+            Self::Cpu => self.weight(weight),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu, _) => {
+                let weight = cuda::Linear::upload(gpu, &[weight], None, cuda::Float::F32)?;
+                Ok(Weight::Cuda(Arc::new(weight)))
+            }
+        }
+    }
+
+    /// Bytes that are free on a GPU.
+    pub fn free_bytes(&self) -> Result<Option<usize>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu, _) => Ok(Some(gpu.memory()?.0)),
         }
     }
 
@@ -256,12 +301,41 @@ impl Rows {
         }
     }
 
+    /// The same where some segments are kept in `pool`, which then has the blocks that the batch leaves too.
+    #[cfg(feature = "cuda")]
+    pub fn pool_attention(
+        &self,
+        layout: &Layout,
+        pool: &mut cuda::Pool,
+        (q_heads, kv_heads): (usize, usize),
+        window: Option<usize>,
+    ) -> Result<Self> {
+        let Self::Cuda(qkv) = self else { return apart("attention") };
+        let plan = &layout.on_device()?.0;
+        cuda::keep(qkv, plan, (q_heads, kv_heads), pool)?;
+        cuda::forest_attention(qkv, plan, Some(pool), q_heads, kv_heads, window).map(Self::Cuda)
+    }
+
     /// `silu(gate) · up` of rows that are gates, then ups.
     pub fn swiglu(&self) -> Result<Self> {
         match self {
             Self::Cpu(x) => swiglu(x).map(Self::Cpu),
             #[cfg(feature = "cuda")]
             Self::Cuda(x) => cuda::swiglu(x).map(Self::Cuda),
+        }
+    }
+
+    /// A scalar head's numbers, `[N]`: rows times `weight [1, k]`, plus `bias [1]`.
+    pub fn scalar(&self, weight: &Weight, bias: Option<&Tensor>) -> Result<Vec<f32>> {
+        match (self, weight) {
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(hidden), Weight::Cuda(weight)) => {
+                let bias = bias.map_or(Ok(0.0), |bias| bias.get(0)?.to_scalar())?;
+                cuda::row_dot(hidden, weight, bias)
+            }
+            (Self::Cpu(hidden), weight) => linear(hidden, weight, bias, None)?.flatten_all()?.to_vec1(),
+            #[cfg(feature = "cuda")]
+            _ => apart("scalar head"),
         }
     }
 
@@ -298,7 +372,7 @@ impl Layout {
     /// The batch's embeddings out of a table on its GPU.
     #[cfg(feature = "cuda")]
     pub fn embed(&self, table: &cuda::Linear) -> Result<Rows> {
-        cuda::embed(table.weight(), &self.on_device()?.0.ids()).map(Rows::Cuda)
+        cuda::embed(table.weight()?, &self.on_device()?.0.ids()).map(Rows::Cuda)
     }
 
     #[cfg(feature = "cuda")]

@@ -43,6 +43,8 @@ pub mod token_reward;
 mod cpu;
 
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
+#[cfg(feature = "cuda")]
+pub use device::Weights;
 pub use device::{Device, Layout, Norm, Rows};
 pub use linear::{Weight, linear};
 pub use panels::Panels;

@@ -69,6 +69,25 @@ fn small_ops() {
             let linear = Linear::upload(&gpu, &[&tensor(&weight, &[out, d])], None, dtype).unwrap();
             let found = values(&cuda::linear(&hidden, &linear, None).unwrap());
             close("linear", dtype, &found, &reference::linear(&wide(&h), &wide(&weight), d));
+
+            let v = noise(d, 9);
+            let head = Linear::upload(&gpu, &[&tensor(&v, &[1, d])], None, Float::F32).unwrap();
+            let expected: Vec<f64> =
+                reference::linear(&wide(&h), &wide(&v), d).iter().map(|x| x + 0.5).collect();
+            close("row_dot", Float::F32, &cuda::row_dot(&hidden, &head, 0.5).unwrap(), &expected);
+
+            if dtype != Float::F32 {
+                let bytes = Linear::upload_int8(&gpu, &[&tensor(&weight, &[out, d])], None, dtype).unwrap();
+                let scales =
+                    weight.chunks(d).map(|row| row.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0);
+                let narrow: Vec<f32> = weight
+                    .chunks(d)
+                    .zip(scales)
+                    .flat_map(|(row, by)| row.iter().map(move |x| (x / by).round() * by))
+                    .collect();
+                let found = values(&cuda::linear(&hidden, &bytes, None).unwrap());
+                close("int8", dtype, &found, &reference::linear(&wide(&h), &wide(&narrow), d));
+            }
         }
     }
 }
@@ -93,8 +112,7 @@ fn rope_and_attention() {
                 ids: &positions,
                 positions: &positions,
                 segments: &segments,
-                slots: &[],
-                read: &[],
+                ..Default::default()
             };
             let plan = Plan::new(&gpu, &batch, q_heads / kv_heads).unwrap();
             let upload = || Matrix::upload(&gpu, &tensor(&qkv, &[n, width]), dtype).unwrap();
@@ -127,6 +145,40 @@ fn rope_and_attention() {
 }
 
 #[test]
+fn gradients_of_logits() {
+    let Some(gpu) = gpu() else { return };
+    let (n, v) = (5, 301);
+    let (z, g) = (noise(n * v, 10), noise(n * 3, 11));
+    let targets: Vec<u32> = (0..n as u32).map(|i| i * 71 % v as u32).collect();
+    // Logits as the hidden states of an identity head.
+    let identity: Vec<f64> = (0..v * v).map(|i| f64::from(i / v == i % v)).collect();
+    let scores = reference::token_reward(&wide(&z), &identity, &targets, v);
+    let rows: Vec<f32> = (0..4).flat_map(|i| scores.iter().map(move |s| s[i] as f32)).collect();
+    let upload =
+        |values: &[f32], shape: &[usize]| Matrix::upload(&gpu, &tensor(values, shape), Float::F32).unwrap();
+    let batch = cuda::Batch { ids: &targets, positions: &targets, ..Default::default() };
+    let plan = Plan::new(&gpu, &batch, 1).unwrap();
+    let found = cuda::logits_gradient(
+        upload(&z, &[n, v]),
+        0,
+        &plan.ids(),
+        &upload(&rows, &[4, n]),
+        &upload(&g, &[n, 3]),
+    )
+    .unwrap();
+    let mut expected = Vec::new();
+    for (i, (z, s)) in z.chunks(v).zip(&scores).enumerate() {
+        let g: Vec<f64> = wide(&g[3 * i..3 * i + 3]);
+        expected.extend(z.iter().enumerate().map(|(j, z)| {
+            let log_p = f64::from(*z) - s[1];
+            let own = if j == targets[i] as usize { g[0] } else { 0.0 };
+            own + (g[1] - g[2] * (log_p + s[3])) * log_p.exp()
+        }));
+    }
+    close("logits_gradient", Float::F32, &values(&found), &expected);
+}
+
+#[test]
 fn token_reward_in_all_forms() {
     let Some(gpu) = gpu() else { return };
     for dtype in DTYPES {
@@ -139,8 +191,7 @@ fn token_reward_in_all_forms() {
             let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + v - 1) % v) as u32).collect();
             let hidden = Matrix::upload(&gpu, &tensor(&h, &[n, d]), dtype).unwrap();
             let weight = Matrix::upload(&gpu, &tensor(&w, &[v, d]), dtype).unwrap();
-            let batch =
-                cuda::Batch { ids: &targets, positions: &targets, segments: &[], slots: &[], read: &[] };
+            let batch = cuda::Batch { ids: &targets, positions: &targets, ..Default::default() };
             let plan = Plan::new(&gpu, &batch, 1).unwrap();
             let expected = reference::token_reward(&wide(&h), &wide(&w), &targets, d);
             for form in Form::available(&weight) {

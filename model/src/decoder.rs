@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 #[cfg(feature = "cuda")]
-use qrm_kernels::cuda;
+use qrm_kernels::{Device, cuda};
 use qrm_kernels::{Fresh, KvCache, Layout, Norm, Panels, QkNorm, RopeTable, Rows, Segment};
 
 use crate::checkpoint::config::RopeScaling;
@@ -82,6 +82,23 @@ impl Decoder {
         x.ok_or_else(|| candle_core::Error::msg("a decoder without parts"))
     }
 
+    /// Bytes free on the parts' GPUs, as if all had as little as the one with the least.
+    pub(crate) fn free_gpu_bytes(&self) -> candle_core::Result<Option<usize>> {
+        let mut least: Option<usize> = None;
+        for part in &self.parts {
+            if let Some(free) = part.device.free_bytes()? {
+                least = Some(least.map_or(free, |least| least.min(free)));
+            }
+        }
+        Ok(least.map(|least| least * self.parts.len()))
+    }
+
+    /// The device of each layer.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.parts.iter().flat_map(|part| part.layers.clone().map(|_| &part.device))
+    }
+
     /// How many parts its layers are in, each on a device of its own.
     pub(crate) fn parts(&self) -> usize {
         self.parts.len()
@@ -100,7 +117,7 @@ impl Decoder {
         let part = &self.parts[part];
         part.run(|| {
             let rope = self.rope(&forest.positions);
-            let layout = part.layout(forest, rows, rope, &self.config)?;
+            let layout = part.layout(forest, rows, rope, &self.config, continued)?;
             let mut x = match x {
                 None => self.embed(&forest.token_ids, &layout)?,
                 Some(x) => x.to(&part.device)?,

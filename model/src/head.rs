@@ -54,8 +54,7 @@ impl Head {
         };
         let bias = format!("{name}.bias");
         let bias = if checkpoint.has(&bias) { Some(loader.tensor(&bias, &[1])?) } else { None };
-        let (weight, bias) = loader.weight_and_bias(&format!("{name}.weight"), [1, d], bias)?;
-        Ok(Self::Scalar { weight, bias })
+        Ok(Self::Scalar { weight: loader.scalar(&format!("{name}.weight"), d)?, bias })
     }
 
     /// The embeddings of a decoder that ties them to this head.
@@ -91,8 +90,7 @@ impl Head {
                 })
             }
             Self::Scalar { weight, bias } => {
-                let logit =
-                    hidden.linear(weight, bias.as_ref(), None)?.into_tensor()?.flatten_all()?.to_vec1()?;
+                let logit = hidden.scalar(weight, bias.as_ref())?;
                 Ok(TokenScores { logit, ..TokenScores::default() })
             }
         }

@@ -1,8 +1,6 @@
 //! Weights out of a checkpoint, held as they will be used: packed to serve, as variables to train.
 
 use candle_core::{DType, Tensor, Var};
-#[cfg(feature = "cuda")]
-use qrm_kernels::cuda;
 use qrm_kernels::{Device, Norm, Weight};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -75,41 +73,29 @@ impl<'a> Loader<'a> {
         match &self.device {
             Device::Cpu => Ok(Embedding::Matrix(table)),
             #[cfg(feature = "cuda")]
-            Device::Cuda(gpu, dtype) => {
-                let table = cuda::Linear::upload(gpu, &[&table], None, *dtype).map_err(broken)?;
-                Ok(Embedding::Cuda(std::sync::Arc::new(table)))
-            }
+            device => match device.weight(&table).map_err(broken)? {
+                Weight::Cuda(table) => Ok(Embedding::Cuda(table)),
+                _ => Ok(Embedding::Matrix(table)),
+            },
         }
     }
 
-    /// A weight `[out, in]` to multiply by.
+    /// The weight `[V, d]` of a vocabulary head.
     pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
-        Ok(self.weight_and_bias(name, shape, None)?.0)
-    }
-
-    /// The same with a bias `[out]`, which comes back where the weight does not have it with it.
-    pub(crate) fn weight_and_bias(
-        &mut self,
-        name: &str,
-        shape: [usize; 2],
-        bias: Option<Tensor>,
-    ) -> Result<(Weight, Option<Tensor>), CheckpointError> {
         let tensor = self.tensor(name, &shape)?;
         match self.method {
-            Some(Method::Full) => Ok((Weight::Trained(tensor), bias)),
-            _ => self.placed(&[&tensor], bias),
+            Some(Method::Full) => Ok(Weight::Trained(tensor)),
+            _ => self.device.weight(&tensor).map_err(broken),
         }
     }
 
-    /// Weights that are multiplied by as one, where they are to lie.
-    fn placed(
-        &self,
-        weights: &[&Tensor],
-        bias: Option<Tensor>,
-    ) -> Result<(Weight, Option<Tensor>), CheckpointError> {
-        let weight = self.device.weight(weights, bias.as_ref()).map_err(broken)?;
-        let bias = bias.filter(|_| matches!(weight, Weight::Packed(_)));
-        Ok((weight, bias))
+    /// The weight `[1, d]` of a scalar head.
+    pub(crate) fn scalar(&mut self, name: &str, width: usize) -> Result<Weight, CheckpointError> {
+        let tensor = self.tensor(name, &[1, width])?;
+        match self.method {
+            Some(Method::Full) => Ok(Weight::Trained(tensor)),
+            _ => self.device.scalar(&tensor).map_err(broken),
+        }
     }
 
     /// A weight that training starts from noise: normal, deviation 0.02, as `transformers` does.
@@ -150,9 +136,10 @@ impl<'a> Loader<'a> {
             _ => {
                 let joined =
                     if bias.is_empty() { None } else { Some(Tensor::cat(&bias, 0).map_err(broken)?) };
-                let (weight, left) = self.placed(&weights.iter().collect::<Vec<_>>(), joined)?;
-                if left.is_none() {
-                    bias.clear();
+                let weights: Vec<&Tensor> = weights.iter().collect();
+                let weight = self.device.projection(&weights, joined.as_ref()).map_err(broken)?;
+                if !matches!(weight, Weight::Packed(_)) {
+                    bias.clear(); // the weight has it with it
                 }
                 Joined::Fixed(weight)
             }

@@ -10,6 +10,7 @@ use qrm_kernels::{Device, Layout, RopeTable};
 
 use crate::checkpoint::DecoderConfig;
 use crate::forest::Forest;
+use crate::prefix_cache::Continuation;
 
 /// The devices of one model, in the order of its layers. The first has the embedding, the last the head.
 #[derive(Debug, Clone)]
@@ -48,6 +49,15 @@ impl Placement {
     /// Whether all of it is on the CPU.
     pub fn is_cpu(&self) -> bool {
         self.devices.iter().all(|device| device.is(&Device::Cpu))
+    }
+
+    /// Bytes of a number among keys and values.
+    pub(crate) fn kv_size(&self) -> usize {
+        match self.first() {
+            Device::Cpu => size_of::<f32>(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_, weights) => weights.dtype.size(),
+        }
     }
 
     pub(crate) fn first(&self) -> &Device {
@@ -104,11 +114,12 @@ impl Part {
         rows: &[u32],
         rope: Arc<RopeTable>,
         config: &DecoderConfig,
+        continued: &Continuation,
     ) -> Result<Layout> {
         let layout = Layout::new(forest.positions.clone(), forest.segments.clone(), rope, rows.into());
         match &self.device {
             Device::Cpu => {
-                let _ = config;
+                let _ = (config, continued);
                 Ok(layout)
             }
             #[cfg(feature = "cuda")]
@@ -118,12 +129,14 @@ impl Part {
                     _ => Arc::new(cuda::Rotation::upload(gpu, &layout.rope)?),
                 };
                 let group = config.num_attention_heads / config.num_key_value_heads.max(1);
+                let (slots, keep) = continued.slots();
                 let batch = cuda::Batch {
                     ids: &forest.token_ids,
                     positions: &forest.positions,
                     segments: &forest.segments,
-                    slots: &[],
+                    slots: &slots,
                     read: rows,
+                    keep: &keep,
                 };
                 let plan = cuda::Plan::new(gpu, &batch, group)?;
                 Ok(Layout { cuda: Some(Arc::new((plan, rotation))), ..layout })

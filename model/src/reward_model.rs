@@ -138,6 +138,8 @@ pub struct RewardModel {
     /// Of a DPO policy.
     reference: Option<Reference>,
     on_cpu: bool,
+    /// Bytes of a number among keys and values.
+    kv_size: usize,
 }
 
 impl RewardModel {
@@ -211,8 +213,21 @@ impl RewardModel {
             version = format!("{version}-{}", reference.policy.version);
         }
         checkpoint.finish()?;
-        let on_cpu = placement.is_cpu();
-        Ok(Self { version, config, kind, parameters, text, decoder, head, trained, steps, reference, on_cpu })
+        let (on_cpu, kv_size) = (placement.is_cpu(), placement.kv_size());
+        Ok(Self {
+            version,
+            config,
+            kind,
+            parameters,
+            text,
+            decoder,
+            head,
+            trained,
+            steps,
+            reference,
+            on_cpu,
+            kv_size,
+        })
     }
 
     /// A short name for the checkpoint's content.
@@ -297,8 +312,21 @@ impl RewardModel {
     /// Bytes of keys and values that a token leaves in a [`PrefixCache`].
     pub fn kv_bytes_per_token(&self) -> usize {
         let c = &self.config;
-        let own = c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim * size_of::<f32>();
+        let own = c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim * self.kv_size;
         own + self.reference.as_ref().map_or(0, |reference| reference.policy.kv_bytes_per_token())
+    }
+
+    /// Bytes that are free on the GPUs it computes on; none where there is none among its devices.
+    pub fn free_gpu_bytes(&self) -> candle_core::Result<Option<usize>> {
+        self.decoder.free_gpu_bytes()
+    }
+
+    /// Of each layer, those of a DPO reference last: its device, and the width of a token's keys and values.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kv_layers(&self) -> Vec<(qrm_kernels::Device, usize)> {
+        let width = 2 * self.config.num_key_value_heads * self.config.head_dim;
+        let own = self.decoder.devices().map(|device| (device.clone(), width));
+        own.chain(self.reference.iter().flat_map(|reference| reference.policy.kv_layers())).collect()
     }
 
     /// Scores a batch: lays out the forest, runs the decoder once, reads the head on response positions only.

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use qrm_kernels::Device;
 use qrm_kernels::cuda::{Float, Gpu};
-use qrm_model::{Placement, RewardModel, Trajectory};
+use qrm_kernels::{Device, Weights};
+use qrm_model::{BatchScores, Placement, PrefixCache, RewardModel, Trajectory};
 
 const FIXTURES: [&str; 7] = [
     "llama-tied",
@@ -47,25 +47,35 @@ fn as_on_the_cpu() {
     for name in FIXTURES {
         let cpu = RewardModel::load(&fixture(name)).unwrap().score(&batch).unwrap();
         // f32 as the contract has it; the others within 3e-2 of the results' scale.
-        for (dtype, absolute, of_scale) in
-            [(Float::F32, 2e-4, 1e-4), (Float::F16, 0.0, 3e-2), (Float::BF16, 0.0, 3e-2)]
-        {
-            let placement = Placement::on(Device::Cuda(gpu.clone(), dtype));
-            let there = RewardModel::load_on(&fixture(name), &placement).unwrap().score(&batch).unwrap();
-            let all = |scores: &qrm_model::BatchScores| -> Vec<f32> {
-                let each = scores.scores.iter();
-                each.flat_map(|s| [&s.logit, &s.logsumexp, &s.max, &s.entropy].into_iter().flatten().copied())
-                    .collect()
-            };
-            let (expected, found) = (all(&cpu), all(&there));
-            assert_eq!(expected.len(), found.len());
-            let scale = expected.iter().fold(1.0f32, |scale, x| scale.max(x.abs()));
-            for (e, f) in expected.iter().zip(&found) {
-                let bound = f32::max(absolute, of_scale * scale);
-                assert!((e - f).abs() <= bound, "{name}, {dtype:?}: {f}, expected {e} within {bound}");
+        let plain = |dtype| Weights { dtype, int8: false };
+        for (weights, absolute, of_scale) in [
+            (plain(Float::F32), 2e-4, 1e-4),
+            (plain(Float::F16), 0.0, 3e-2),
+            (plain(Float::BF16), 0.0, 3e-2),
+            (Weights { dtype: Float::BF16, int8: true }, 0.0, 6e-2),
+        ] {
+            let placement = Placement::on(Device::Cuda(gpu.clone(), weights));
+            let model = RewardModel::load_on(&fixture(name), &placement).unwrap();
+            let cache = PrefixCache::new(&model, 1 << 20).unwrap();
+            // What was cached is read from the device's pools.
+            let cached = || model.score_cached(&batch, &cache).unwrap();
+            for there in [model.score(&batch).unwrap(), cached(), cached()] {
+                let (expected, found) = (all(&cpu), all(&there));
+                assert_eq!(expected.len(), found.len());
+                let scale = expected.iter().fold(1.0f32, |scale, x| scale.max(x.abs()));
+                for (e, f) in expected.iter().zip(&found) {
+                    let bound = f32::max(absolute, of_scale * scale);
+                    assert!((e - f).abs() <= bound, "{name}, {weights:?}: {f}, expected {e} within {bound}");
+                }
             }
+            assert!(cache.stats().hit_tokens > 0);
         }
     }
+}
+
+fn all(scores: &BatchScores) -> Vec<f32> {
+    let each = scores.scores.iter();
+    each.flat_map(|s| [&s.logit, &s.logsumexp, &s.max, &s.entropy].into_iter().flatten().copied()).collect()
 }
 
 /// As many parts as there are GPUs.
@@ -77,7 +87,8 @@ fn split_over_all_gpus() {
         Err(why) => return eprintln!("skipped: {why}"),
     };
     let batch = batch();
-    let gpus: Vec<Device> = (0..count).map(|i| Device::Cuda(Gpu::open(i).unwrap(), Float::F32)).collect();
+    let exact = Weights { dtype: Float::F32, int8: false };
+    let gpus: Vec<Device> = (0..count).map(|i| Device::Cuda(Gpu::open(i).unwrap(), exact)).collect();
     let whole = RewardModel::load_on(&fixture("qwen2"), &Placement::on(gpus[0].clone())).unwrap();
     let parts = RewardModel::load_on(&fixture("qwen2"), &Placement::split(gpus)).unwrap();
     for (a, b) in whole.score(&batch).unwrap().scores.iter().zip(&parts.score(&batch).unwrap().scores) {

@@ -35,7 +35,7 @@ fn layers_over_two_devices_are_as_over_one() {
         ["llama-tied", "llama3-rope", "mistral-window", "qwen2", "qwen3", "qwen2-token-classification"]
     {
         let (whole, halves) = (RewardModel::load(&fixture(name)).unwrap(), split(name, 2));
-        let cache = PrefixCache::new(&halves, 1 << 20);
+        let cache = PrefixCache::new(&halves, 1 << 20).unwrap();
         for groups in [0, 1, 2, 30] {
             let batch = batch(groups);
             let scores = whole.score(&batch).unwrap().scores;

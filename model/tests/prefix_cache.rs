@@ -55,7 +55,7 @@ fn a_cached_prefix_changes_no_bit() {
     for model in models.into_iter().chain([dpo(work.path())]) {
         let batch = batch();
         let plain = model.score(&batch).unwrap();
-        let cache = PrefixCache::new(&model, 1 << 20);
+        let cache = PrefixCache::new(&model, 1 << 20).unwrap();
         let first = model.score_cached(&batch, &cache).unwrap();
         assert_eq!(first.scores, plain.scores);
         assert_eq!(first.computed_tokens, plain.computed_tokens);
@@ -81,7 +81,7 @@ fn a_cached_prefix_changes_no_bit() {
 fn a_full_cache_drops_what_was_used_least_recently() {
     let model = RewardModel::load(&fixture("qwen3")).unwrap();
     let block = BLOCK * model.kv_bytes_per_token();
-    let cache = PrefixCache::new(&model, 4 * block + block / 2);
+    let cache = PrefixCache::new(&model, 4 * block + block / 2).unwrap();
     let one = |seed: u32, blocks: usize| {
         vec![Trajectory { prompt_ids: ids(seed, blocks * BLOCK + 1).into(), response_ids: [5].into() }]
     };
@@ -102,7 +102,7 @@ fn a_full_cache_drops_what_was_used_least_recently() {
     assert_eq!(hits(&long), 0);
     assert_eq!(hits(&long), 4);
     // No room at all.
-    let none = PrefixCache::new(&model, 0);
+    let none = PrefixCache::new(&model, 0).unwrap();
     model.score_cached(&a, &none).unwrap();
     assert_eq!((none.stats().bytes, none.stats().hit_tokens), (0, 0));
 }
@@ -117,7 +117,7 @@ proptest! {
         capacity in 0usize..8)
     {
         let model = RewardModel::load(&fixture("llama-tied")).unwrap();
-        let cache = PrefixCache::new(&model, capacity * BLOCK * model.kv_bytes_per_token());
+        let cache = PrefixCache::new(&model, capacity * BLOCK * model.kv_bytes_per_token()).unwrap();
         for batch in batches {
             let batch: Vec<Trajectory> = batch.into_iter().map(|(blocks, rest, response)| Trajectory {
                 prompt_ids: blocks.iter().flat_map(|b| [*b as u32 + 10; BLOCK]).chain(vec![9; rest]).collect(),

@@ -117,9 +117,10 @@ pub(crate) struct EngineArgs {
     /// start, the smallest at which the device is busy.
     #[arg(long, env = "QRM_MAX_BATCH_TOKENS")]
     pub(crate) max_batch_tokens: Option<usize>,
-    /// MiB of keys and values of prompts that are kept between batches; 0 = none.
-    #[arg(long, env = "QRM_PREFIX_CACHE_MIB", default_value_t = 512, value_parser = mebibytes)]
-    pub(crate) prefix_cache_mib: usize,
+    /// MiB of keys and values of prompts that are kept between batches, on each device; 0 = none. Default: 512 on the CPU, a
+    /// third of what a GPU has free once the model is loaded and has computed its largest batch.
+    #[arg(long, env = "QRM_PREFIX_CACHE_MIB", value_parser = mebibytes)]
+    pub(crate) prefix_cache_mib: Option<usize>,
 }
 
 impl EngineArgs {
@@ -134,7 +135,7 @@ impl EngineArgs {
             max_batch_tokens: self.max_batch_tokens,
             max_queue_tokens,
             max_queue_requests,
-            prefix_cache_bytes: self.prefix_cache_mib << 20,
+            prefix_cache_bytes: self.prefix_cache_mib.map(|mib| mib << 20),
             workers: self.workers,
             threads: self.threads,
         }

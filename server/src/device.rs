@@ -31,6 +31,8 @@ pub(crate) enum Dtype {
     F32,
     Bf16,
     F16,
+    /// One byte a weight of the layers, multiplied by as bf16; on GPUs.
+    Int8,
 }
 
 /// The devices that were opened, ready for every model that is loaded.
@@ -134,18 +136,19 @@ fn gpus() -> Result<usize, std::convert::Infallible> {
 
 #[cfg(feature = "cuda")]
 fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
+    use qrm_kernels::Weights;
     use qrm_kernels::cuda::{Float, Gpu};
     let Name::Cuda(ordinal) = name else { return Ok(Device::Cpu) };
     let float = match dtype {
         Dtype::F32 => Float::F32,
         Dtype::F16 => Float::F16,
-        Dtype::Bf16 | Dtype::Auto => Float::BF16,
+        Dtype::Bf16 | Dtype::Auto | Dtype::Int8 => Float::BF16,
     };
     let gpu = Gpu::open(ordinal)?;
     let (free, total) = gpu.memory()?;
     let (free_mib, total_mib) = (free >> 20, total >> 20);
     tracing::info!(device = %name, gpu = gpu.name()?, free_mib, total_mib, "opened");
-    Ok(Device::Cuda(gpu, float))
+    Ok(Device::Cuda(gpu, Weights { dtype: float, int8: dtype == Dtype::Int8 }))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -12,7 +12,7 @@ use qrm_model::Trajectory;
 use serde::Serialize;
 
 use crate::config::{EngineArgs, PlanArgs};
-use crate::engine::{Engine, Terms};
+use crate::engine::{self, Engine, Terms};
 use crate::metrics::Metrics;
 use crate::model;
 
@@ -175,7 +175,8 @@ fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
         threads: threads(&args.engine),
         trajectories,
         peak_bytes: peak_memory().saturating_sub(cached),
-        prefix_cache_bytes: prompts.min(args.engine.prefix_cache_mib << 20),
+        prefix_cache_bytes: prompts
+            .min(engine::cache_bytes(&model, args.engine.limits(0, 0).prefix_cache_bytes)?),
     };
     Ok((rate, machine))
 }

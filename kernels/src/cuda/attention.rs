@@ -24,11 +24,15 @@ pub struct Plan {
     ids: usize,
     positions: usize,
     read: usize,
+    keep_rows: usize,
+    keep_places: usize,
     tasks: usize,
     key_rows: usize,
     end: usize,
     /// Rows of the batch.
     n: usize,
+    /// Slots that a pool must have for it.
+    slots: usize,
 }
 
 impl std::fmt::Debug for Plan {
@@ -38,7 +42,7 @@ impl std::fmt::Debug for Plan {
 }
 
 /// What a plan is made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Batch<'a> {
     /// Token ids, `[n]`.
     pub ids: &'a [u32],
@@ -50,6 +54,8 @@ pub struct Batch<'a> {
     pub slots: &'a [usize],
     /// Rows whose hidden states the head reads.
     pub read: &'a [u32],
+    /// Blocks of [`BLOCK`] rows whose keys and values are to be kept, each with its slot.
+    pub keep: &'a [(usize, Vec<u32>)],
 }
 
 impl Plan {
@@ -57,6 +63,8 @@ impl Plan {
     pub fn new(gpu: &Arc<Gpu>, batch: &Batch<'_>, group: usize) -> Result<Self> {
         check_order(batch.segments)?;
         let n = batch.ids.len();
+        let slots = batch.slots.iter().chain(batch.keep.iter().map(|(slot, _)| slot)).max();
+        let slots = slots.map_or(0, |last| last + 1);
         let queries = (TASK_ROWS / group.max(1)).max(1);
         let (mut tasks, mut key_rows) = (Vec::new(), Vec::new());
         for (i, segment) in batch.segments.iter().enumerate().filter(|(_, s)| s.start < n) {
@@ -94,8 +102,29 @@ impl Plan {
         };
         let key_rows = list(&key_rows);
         let (ids, positions, read) = (list(batch.ids), list(batch.positions), list(batch.read));
+        let (mut keep_rows, mut keep_places) = (Vec::new(), Vec::new());
+        for (slot, rows) in batch.keep {
+            if rows.len() != BLOCK || rows.iter().any(|row| *row as usize >= n) {
+                bail!("attention: {} rows of {n} are to be kept as a block", rows.len());
+            }
+            keep_rows.extend_from_slice(rows);
+            keep_places.extend((slot * BLOCK) as u32..((slot + 1) * BLOCK) as u32);
+        }
+        let (keep_rows, keep_places) = (list(&keep_rows), list(&keep_places));
         let end = numbers.len();
-        Ok(Self { numbers: gpu.upload(&numbers)?, ids, positions, read, tasks: 0, key_rows, end, n })
+        Ok(Self {
+            numbers: gpu.upload(&numbers)?,
+            ids,
+            positions,
+            read,
+            keep_rows,
+            keep_places,
+            tasks: 0,
+            key_rows,
+            end,
+            n,
+            slots,
+        })
     }
 
     /// Token ids, `[n]`.
@@ -110,7 +139,7 @@ impl Plan {
 
     /// Rows whose hidden states the head reads.
     pub fn read(&self) -> CudaView<'_, u32> {
-        self.numbers.slice(self.read..self.end)
+        self.numbers.slice(self.read..self.keep_rows)
     }
 }
 
@@ -122,27 +151,26 @@ pub fn pool(gpu: &Arc<Gpu>, slots: usize, width: usize, dtype: Float) -> Result<
     Matrix::uninit(gpu, slots * BLOCK, width, dtype)
 }
 
-/// Copies the keys and values of `rows` of `qkv`, a multiple of [`BLOCK`] of them, to a slot of the pool.
-pub fn keep(
-    qkv: &Matrix,
-    rows: &[u32],
-    (q_heads, kv_heads): (usize, usize),
-    pool: &mut Pool,
-    slot: usize,
-) -> Result<()> {
+/// Whether a pool has what a plan names.
+fn fits(pool: &Pool, plan: &Plan, width: usize, dtype: Float) -> bool {
+    pool.columns == width && pool.dtype == dtype && plan.slots * BLOCK <= pool.rows
+}
+
+/// Copies the keys and values that the plan wants kept to the pool.
+pub fn keep(qkv: &Matrix, plan: &Plan, (q_heads, kv_heads): (usize, usize), pool: &mut Pool) -> Result<()> {
+    let count = plan.keep_places - plan.keep_rows;
     let head = qkv.columns / (q_heads + 2 * kv_heads).max(1);
-    let width = 2 * kv_heads * head;
-    let fits = pool.columns == width && pool.dtype == qkv.dtype && (slot + 1) * BLOCK <= pool.rows;
-    if !fits || rows.len() != BLOCK || rows.iter().any(|row| *row as usize >= qkv.rows) {
-        bail!("attention: {} rows of {qkv:?} do not fit slot {slot} of {pool:?}", rows.len());
+    if qkv.rows != plan.n || !fits(pool, plan, 2 * kv_heads * head, qkv.dtype) {
+        bail!("attention: {qkv:?} of {plan:?} does not fit {pool:?}");
     }
-    let gpu = qkv.gpu.clone();
-    let rows_there = gpu.upload(rows)?;
-    let bytes = BLOCK * width * qkv.dtype.size();
-    let mut to = pool.data.slice_mut(slot * bytes..(slot + 1) * bytes);
-    let (count, q, kv, dim) = (BLOCK as i32, q_heads as i32, kv_heads as i32, head as i32);
-    launch!(&gpu, "keys_values", Some(qkv.dtype), (BLOCK, 1, 1), 256, 0;
-        &qkv.data, &rows_there, &mut to, &count, &q, &kv, &dim);
+    if count > 0 {
+        let rows = plan.numbers.slice(plan.keep_rows..plan.keep_places);
+        let places = plan.numbers.slice(plan.keep_places..plan.end);
+        let (n, q, kv, dim) = (count as i32, q_heads as i32, kv_heads as i32, head as i32);
+        let gpu = qkv.gpu.clone();
+        launch!(&gpu, "keys_values", Some(qkv.dtype), (count, 1, 1), 256, 0;
+            &qkv.data, &rows, &places, &mut pool.data, &n, &q, &kv, &dim);
+    }
     Ok(())
 }
 
@@ -167,6 +195,13 @@ pub fn forest_attention(
     let head = qkv.columns / heads;
     if head == 0 || head > 256 || !head.is_multiple_of(8) {
         bail!("attention: heads of {head}; on a GPU a multiple of 8 up to 256 is needed");
+    }
+    let has_kept = match pool {
+        Some(pool) => fits(pool, plan, 2 * kv_heads * head, qkv.dtype),
+        None => plan.slots == 0,
+    };
+    if !has_kept {
+        bail!("attention: {pool:?} is not what {plan:?} continues");
     }
     let mut out = Matrix::uninit(&qkv.gpu, qkv.rows, q_heads * head, qkv.dtype)?;
     let count = (plan.key_rows - plan.tasks) / TASK;

@@ -1,7 +1,8 @@
 // Logits as a multiply on the tensor cores leaves them: 16 rows by 8 · TILES columns over the lanes of a warp.
 //
-// logits[j][2h + k] is row lane / 4 + 8h, column 8j + 2 (lane mod 4) + k: the accumulator of mma.m16n8k16, TILES of them side
-// by side, and of a warp's part of wgmma.m64nNk16 (PTX ISA, "Matrix fragments"). So the four lanes of a quad share a row.
+// logits[j][2h + k] is row lane / 4 + 8h, column 8j + 2 (lane mod 4) + k: the accumulator of mma.m16n8k16, TILES of
+// them side by side, and of a warp's part of wgmma.m64nNk16 (PTX ISA, "Matrix fragments"). So the four lanes of a
+// quad share a row.
 #pragma once
 #include "row_state.cuh"
 
@@ -19,8 +20,8 @@ template <int TILES> __device__ void mask(float (&logits)[TILES][4], int count) 
             if (fragment_column(j, i % 2) >= count) logits[j][i] = NEVER;
 }
 
-// The state of a row over these columns, for each lane of its quad.
-template <int TILES> __device__ RowState summarize_row(const float (&logits)[TILES][4], int half) {
+// The sums of a row over these columns, for each lane of its quad.
+template <int TILES> __device__ Sums summarize_row(const float (&logits)[TILES][4], int half) {
     return summarize<2 * TILES, QUAD>([&](int i) { return logits[i / 2][2 * half + i % 2]; });
 }
 

@@ -49,7 +49,7 @@ pub fn count() -> Result<usize, GpuError> {
         return Err(GpuError::DriverTooOld { driver, toolkit: TOOLKIT });
     }
     match CudaContext::device_count() {
-        Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(0),
+        Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
         Ok(_) if !blas => Err(GpuError::NoCublasLt),
         Ok(count) => Ok(count as usize),
         Err(error) => Err(error.into()),

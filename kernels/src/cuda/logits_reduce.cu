@@ -1,21 +1,21 @@
 // Form (a) of token_reward: the state of each row over the logits of some columns, merged into what it was.
 //
-// logits [n, ld] T, of which `columns` are there and stand for columns first_column.. of the vocabulary; states [n]. A block
-// a row, so that what the multiply left in L2 is read at once; 16 bytes a load where rows are aligned. Grid (n), any number
-// of threads.
+// logits [n, ld] T, of which `columns` are there and stand for columns first_column.. of the vocabulary; states [n].
+// A block a row, so that what the multiply left in L2 is read at once; 16 bytes a load where rows are aligned. Grid
+// (n), any number of threads.
 #include "row_state.cuh"
 
 template <class T>
 __device__ void logits_reduce(const T* logits, int ld, int first_column, int columns, const unsigned* targets,
                               RowState* states, int n) {
     constexpr int W = PACK<T>, GROUP = 16;  // logits of a load, and that a thread holds at once
-    __shared__ RowState warps[WARP];
+    __shared__ Sums warps[WARP];
     const int threads = blockDim.x;
     const int row = blockIdx.x;
     if (row >= n) return;
     logits += size_t(row) * ld;
 
-    RowState state = EMPTY;
+    Sums sums = NO_LOGITS;
     for (int base = 0; base < columns; base += threads * GROUP) {
         float z[GROUP];
 #pragma unroll
@@ -31,22 +31,22 @@ __device__ void logits_reduce(const T* logits, int ld, int first_column, int col
                 for (int j = 0; j < W; ++j) to[j] = column + j < columns ? to_float(logits[column + j]) : NEVER;
             }
         }
-        state = merge(state, summarize<GROUP, 1>([&](int i) { return z[i]; }));
+        sums = merge_sums(sums, summarize<GROUP, 1>([&](int i) { return z[i]; }));
     }
 
 #pragma unroll
     for (int lane = WARP / 2; lane > 0; lane /= 2) {
-        state = merge(state, {__shfl_down_sync(ALL_LANES, state.max, lane), NEVER,
-                              __shfl_down_sync(ALL_LANES, state.sum, lane),
-                              __shfl_down_sync(ALL_LANES, state.moment, lane)});
+        const Sums other{__shfl_down_sync(ALL_LANES, sums.max, lane), __shfl_down_sync(ALL_LANES, sums.sum, lane),
+                         __shfl_down_sync(ALL_LANES, sums.moment, lane)};
+        sums = merge_sums(sums, other);
     }
-    if (lane_id() == 0) warps[warp_id()] = state;
+    if (lane_id() == 0) warps[warp_id()] = sums;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    for (int w = 1; w < threads / WARP; ++w) state = merge(state, warps[w]);
+    for (int w = 1; w < threads / WARP; ++w) sums = merge_sums(sums, warps[w]);
     const unsigned target = targets[row] - first_column;
-    if (target < unsigned(columns)) state.target = to_float(logits[target]);
-    states[row] = merge(states[row], state);
+    const float logit = target < unsigned(columns) ? to_float(logits[target]) : NEVER;
+    states[row] = merge(states[row], row_state(sums, logit));
 }
 
 KERNEL(logits_reduce, 256,

@@ -5,7 +5,9 @@
 //! - [`multiply`]: `x Wᵀ` by cuBLASLt, with bias or residual in the same pass.
 //! - [`ops`]: embedding, RMSNorm, RoPE, SwiGLU, scalar head.
 //! - [`attention`]: a forest's tasks and where their keys lie, uploaded once for all layers.
+//! - [`int8`]: weights of one byte, widened before each multiply.
 //! - [`token_reward`]: the fused reward op in its three forms, the fastest of them found by measuring.
+//!   [`token_logits`]: its way back.
 //! - `*.cu`, `*.cuh`: the kernels, which name their own layouts.
 //!
 //! The driver and cuBLASLt are loaded when a device is first asked for, so that the same binary starts on a machine that
@@ -15,9 +17,11 @@
 mod attention;
 mod error;
 mod gpu;
+mod int8;
 mod matrix;
 mod multiply;
 mod ops;
+mod token_logits;
 mod token_reward;
 
 pub use attention::{Batch, Plan, Pool, forest_attention, keep, pool};
@@ -25,4 +29,5 @@ pub use error::GpuError;
 pub use gpu::{Gpu, count};
 pub use matrix::{Float, Matrix, Vector};
 pub use ops::{Linear, Rotation, embed, linear, qk_rope, rms_norm, row_dot, swiglu};
+pub use token_logits::logits_gradient;
 pub use token_reward::{Form, token_reward};

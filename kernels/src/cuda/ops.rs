@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor, bail};
 use cudarc::driver::{CudaSlice, CudaView};
 
 use super::gpu::{Gpu, launch};
+use super::int8::Int8;
 use super::matrix::{Float, Matrix, Vector};
 use super::multiply::{Extra, multiply};
 use super::token_reward::{Form, token_reward};
@@ -23,17 +24,38 @@ fn shares(columns: usize, pack: usize) -> usize {
 /// A weight to multiply by, `[out, k]`, with its bias.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Matrix,
+    weight: Stored,
     /// `[1, out]`, in the types of an output without and with a residual.
     bias: Option<[Matrix; 2]>,
     /// Of a vocabulary head.
     form: OnceLock<Form>,
 }
 
+#[derive(Debug)]
+enum Stored {
+    Plain(Matrix),
+    Int8(Int8),
+}
+
 impl Linear {
     /// Copies weights `[out_i, k]`, below one another, and their biases `[out_i]` to `gpu`.
     pub fn upload(gpu: &Arc<Gpu>, weights: &[&Tensor], bias: Option<&Tensor>, dtype: Float) -> Result<Self> {
-        let weight = Matrix::upload_rows(gpu, weights, dtype)?;
+        let weight = Stored::Plain(Matrix::upload_rows(gpu, weights, dtype)?);
+        Self::new(gpu, weight, bias, dtype)
+    }
+
+    /// The same with one byte a weight; multiplied by as `dtype`, f16 or bf16.
+    pub fn upload_int8(
+        gpu: &Arc<Gpu>,
+        weights: &[&Tensor],
+        bias: Option<&Tensor>,
+        dtype: Float,
+    ) -> Result<Self> {
+        let weight = Stored::Int8(Int8::upload_rows(gpu, weights, dtype)?);
+        Self::new(gpu, weight, bias, dtype)
+    }
+
+    fn new(gpu: &Arc<Gpu>, weight: Stored, bias: Option<&Tensor>, dtype: Float) -> Result<Self> {
         let bias = match bias {
             None => None,
             Some(bias) => {
@@ -44,29 +66,39 @@ impl Linear {
         Ok(Self { weight, bias, form: OnceLock::new() })
     }
 
-    /// `[out, k]`.
-    pub fn weight(&self) -> &Matrix {
-        &self.weight
+    /// `[out, k]`. Errors where it is stored as int8.
+    pub fn weight(&self) -> Result<&Matrix> {
+        match &self.weight {
+            Stored::Plain(weight) => Ok(weight),
+            Stored::Int8(weight) => bail!("{weight:?} is only multiplied by"),
+        }
     }
 
     /// The fused reward op over a vocabulary head, by the form that is the fastest on its device: found at the first call.
     pub fn token_reward(&self, hidden: &Matrix, targets: &[u32]) -> Result<TokenReward> {
+        let weight = self.weight()?;
         let form = match self.form.get() {
             Some(form) => *form,
-            None => *self.form.get_or_init({
-                let found = Form::fastest(&self.weight)?;
-                move || found
-            }),
+            None => {
+                let found = Form::fastest(weight)?;
+                *self.form.get_or_init(|| found)
+            }
         };
-        let targets = self.weight.gpu.upload(targets)?;
-        token_reward(hidden, &self.weight, &targets.slice(..hidden.rows), form)
+        if targets.len() != hidden.rows {
+            bail!("token_reward: hidden {hidden:?}, {} targets", targets.len());
+        }
+        let targets = weight.gpu.upload(targets)?;
+        token_reward(hidden, weight, &targets.slice(..hidden.rows), form)
     }
 }
 
 /// `x [n, k]` times the weight transposed, plus its bias, plus `residual [n, out]` (f32); `[n, out]`, f32 with a residual.
 pub fn linear(x: &Matrix, linear: &Linear, residual: Option<&Matrix>) -> Result<Matrix> {
     let bias = linear.bias.as_ref().map(|[same, f32]| if residual.is_some() { f32 } else { same });
-    multiply(x, &linear.weight, Extra { bias, residual })
+    match &linear.weight {
+        Stored::Plain(weight) => multiply(x, weight, Extra { bias, residual }),
+        Stored::Int8(weight) => multiply(x, &weight.widen()?, Extra { bias, residual }),
+    }
 }
 
 /// Rows `ids [n]` (below the table's rows) of `table [V, d]`, `[n, d]`, f32.
@@ -180,10 +212,11 @@ pub fn swiglu(gate_up: &Matrix) -> Result<Matrix> {
     Ok(out)
 }
 
-/// The scalar head: `hidden [n, d] · weight + bias`, `[n]`, on the host. Waits for it.
-pub fn row_dot(hidden: &Matrix, weight: &Vector, bias: f32) -> Result<Vec<f32>> {
-    if hidden.columns != weight.len {
-        bail!("row_dot: hidden {hidden:?}, a weight of {}", weight.len);
+/// The scalar head: `hidden [n, d] · weight [1, d] + bias`, `[n]`, on the host; the weight is f32. Waits for it.
+pub fn row_dot(hidden: &Matrix, weight: &Linear, bias: f32) -> Result<Vec<f32>> {
+    let weight = weight.weight()?;
+    if weight.shape() != (1, hidden.columns) || weight.dtype != Float::F32 {
+        bail!("row_dot: hidden {hidden:?}, weight {weight:?}");
     }
     let mut out = Matrix::uninit(&hidden.gpu, hidden.rows, 1, Float::F32)?;
     if hidden.rows > 0 {

@@ -1,36 +1,48 @@
-// What a row's logits come to, so far: the maximum, Σ e^{z−max}, Σ e^{z−max}(z−max), and the target's logit once it was seen.
+// What a row's logits come to, so far: the maximum, Σ e^{z−max}, Σ e^{z−max}(z−max), and the target's logit once it
+// was seen. From it logit, logsumexp, maximum and entropy follow without the logits themselves.
 //
-// From it logit, logsumexp, maximum and entropy follow without the logits themselves. Sums of a few dozen logits are f32;
-// states are merged in f64. This is the online softmax (Milakov and Gimelshein, 2018) with one more moment.
+// This is the online softmax (Milakov and Gimelshein, 2018) with one more moment. A block's own sums are f32: a logit
+// goes through a few dozen additions there. What leaves it, RowState, is merged in f64.
 #pragma once
 #include "common.cuh"
 
 constexpr float NEVER = -INFINITY;          // the logit of no column
 constexpr unsigned NO_TARGET = 0xffffffff;  // the target of no row: it is in no tile
 
+// Of some logits, within a block.
+struct Sums {
+    float max, sum, moment;
+};
+
 struct RowState {
     float max, target;
     double sum, moment;
 };
 
-constexpr RowState EMPTY{NEVER, NEVER, 0.0, 0.0};
+constexpr Sums NO_LOGITS{NEVER, 0, 0};
 
-// Both together. The side of the larger maximum keeps its sums as they are; an empty side changes nothing.
-__device__ inline RowState merge(RowState a, RowState b) {
-    const float target = fmaxf(a.target, b.target);
+__device__ inline RowState row_state(const Sums& s, float target) { return {s.max, target, s.sum, s.moment}; }
+
+// The sums of both together. The side of the larger maximum keeps its own; an empty side changes nothing.
+template <class State> __device__ State merge_sums(const State& a, const State& b) {
+    State high = a, low = b;
     if (a.max < b.max) {
-        const RowState swap = a;
-        a = b;
-        b = swap;
+        high = b;
+        low = a;
     }
-    if (b.sum > 0.0) {
-        const float shift = b.max - a.max;
-        const double factor = expf(shift);
-        a.sum += factor * b.sum;
-        a.moment += factor * (b.moment + shift * b.sum);
+    if (low.sum > 0) {
+        const float shift = low.max - high.max;
+        const decltype(low.sum) factor = expf(shift);
+        high.sum += factor * low.sum;
+        high.moment += factor * (low.moment + shift * low.sum);
     }
-    a.target = target;
-    return a;
+    return high;
+}
+
+__device__ inline RowState merge(const RowState& a, const RowState& b) {
+    RowState both = merge_sums(a, b);
+    both.target = fmaxf(a.target, b.target);
+    return both;
 }
 
 // e^x for x ≤ 0, 0 where that is below the smallest normal number. One instruction and a multiply.
@@ -46,9 +58,9 @@ __device__ inline float exp_fast(float x) {
 #endif
 }
 
-// The state of COUNT logits, `logit(i)`, in each of LANES neighbouring lanes together; every one of the lanes gets it. A
-// logit of −∞ is not there.
-template <int COUNT, int LANES, class Logit> __device__ RowState summarize(Logit logit) {
+// The sums of COUNT logits, `logit(i)`, in each of LANES neighbouring lanes together; every one of the lanes gets
+// it. A logit of −∞ is not there.
+template <int COUNT, int LANES, class Logit> __device__ Sums summarize(Logit logit) {
     float max = logit(0);
 #pragma unroll
     for (int i = 1; i < COUNT; ++i) max = fmaxf(max, logit(i));
@@ -58,7 +70,8 @@ template <int COUNT, int LANES, class Logit> __device__ RowState summarize(Logit
     float sum = 0.0f, moment = 0.0f;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-        // e^-128 is 0 already, and 0 · −∞ has no place in a moment; nor has the NaN of −∞ − (−∞), where none is there.
+        // e^-128 is 0 already, and 0 · −∞ has no place in a moment; nor has the NaN of −∞ − (−∞), where none is
+        // there.
         const float shifted = fmaxf(logit(i) - max, -128.0f);
         const float e = exp_fast(shifted);
         sum += e;
@@ -69,5 +82,5 @@ template <int COUNT, int LANES, class Logit> __device__ RowState summarize(Logit
         sum += __shfl_xor_sync(ALL_LANES, sum, lane);
         moment += __shfl_xor_sync(ALL_LANES, moment, lane);
     }
-    return {max, NEVER, sum, moment};
+    return {max, sum, moment};
 }

@@ -1,9 +1,11 @@
-// Form (b) of token_reward: hidden × weightᵀ on the tensor cores, and the logits reduced where they come out, in registers.
+// Form (b) of token_reward: hidden × weightᵀ on the tensor cores, and the logits reduced where they come out, in
+// registers.
 //
-// hidden [n, d] and weight [vocabulary, d] T, d a multiple of 8; partials [splits, n]. A block: ROWS rows, the columns of one
-// split, COLUMNS at a time. Each of its 8 warps multiplies 64 rows by 64 columns, DEPTH elements of d at a time, which come by
-// cp.async, STAGES in a ring; the ring runs on across tiles of columns, so that copies go on while logits are reduced.
-// THREADS threads, sizeof(Shared) bytes of shared memory; the grid is in split.cuh.
+// hidden [n, d] and weight [vocabulary, d] T, d a multiple of 8, as copies are of 16 aligned bytes; partials [splits,
+// n]. A block: ROWS rows, the columns of one split, COLUMNS at a time. Each of its 8 warps multiplies 64 rows by 64
+// columns, DEPTH elements of d at a time, which come by cp.async, STAGES in a ring; the ring runs on across tiles of
+// columns, so that copies go on while logits are reduced. Grid as in split.cuh, THREADS threads, sizeof(Shared) bytes
+// of shared memory.
 #include "fragment.cuh"
 #include "mma.cuh"
 #include "split.cuh"
@@ -11,7 +13,7 @@
 constexpr int THREADS = 256;
 constexpr int ROWS = 128, COLUMNS = 256, DEPTH = 32, STAGES = 4;
 constexpr int WARP_TILE = 64, WARPS_ALONG = COLUMNS / WARP_TILE;
-static_assert(ROWS / WARP_TILE * WARPS_ALONG * WARP == THREADS && SPLIT % COLUMNS == 0);
+static_assert(ROWS / WARP_TILE * WARPS_ALONG * WARP == THREADS && SPLIT % COLUMNS == 0 && WARP_TILE / 16 == QUAD);
 
 template <class T> struct Shared {
     T hidden[STAGES][ROWS * DEPTH];
@@ -19,21 +21,22 @@ template <class T> struct Shared {
     unsigned targets[ROWS];
     float logits[ROWS];  // of the targets; a row's is written once, by the lane that meets it
 };
+static_assert(sizeof(Shared<__half>) <= 99 << 10);  // what a block can have on sm_86 and sm_89
 
-// Where a chunk of 8 elements of a tile's row lies. Rows are 64 bytes, two of them as wide as all banks: mixed so, the 8
-// rows that ldmatrix reads at once are in different banks, as are the 8 chunks that cp.async writes.
+// Where a chunk of 8 elements of a tile's row lies. Rows are 64 bytes, two of them as wide as all banks: mixed so,
+// the 8 rows that ldmatrix reads at once are in different banks, as are the 8 chunks that cp.async writes.
 __device__ inline int chunk_at(int row, int chunk) { return row * DEPTH + (chunk ^ (row / 2 % 4)) * 8; }
 
-// Starts to copy `count` rows from row `first` on, DEPTH elements from `depth` on; zeros for what is outside [rows, d].
-template <int count, class T>
+// Starts to copy COUNT rows from row `first` on, DEPTH elements from `depth` on; zeros for what is outside [rows, d].
+template <int COUNT, class T>
 __device__ void copy_tile(T* to, const T* from, int first, int rows, int depth, int d) {
     constexpr int CHUNKS = DEPTH / 8;
     const int chunk = threadIdx.x % CHUNKS, column = depth + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < count; i += THREADS / CHUNKS) {
+    for (int i = 0; i < COUNT; i += THREADS / CHUNKS) {
         const int row = i + threadIdx.x / CHUNKS;
         const bool present = first + row < rows && column < d;
-        cp_async_16(to + chunk_at(row, chunk), present ? from + size_t(first + row) * d + column : from, present);
+        cp_async_16(to + chunk_at(row, chunk), from + size_t(first + row) * d + column, present);
     }
 }
 
@@ -41,14 +44,15 @@ __device__ void copy_tile(T* to, const T* from, int first, int rows, int depth, 
 struct Fragments {
     unsigned hidden[WARP_TILE / 16][4], weight[WARP_TILE / 16][4];
 
-    template <class T> __device__ void load(const Shared<T>& shared, int stage, int row, int column, int depth) {
-        const int lane = lane_id(), chunk = depth / 8;
+    // Of the warp's row and column in the tile, at depth 0 or 16: that is chunk 2 further, so bit 4 of where it lies.
+    template <class T> __device__ void load(const Shared<T>& shared, unsigned stage, int row, int column, int depth) {
+        const int lane = lane_id();
+        const int a = chunk_at(row + lane % 16, lane / 16) ^ depth;
+        const int b = chunk_at(column + lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ depth;
 #pragma unroll
         for (int i = 0; i < WARP_TILE / 16; ++i) {
-            const int a = chunk_at(row + i * 16 + lane % 16, chunk + lane / 16);
-            const int b = chunk_at(column + i * 16 + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2);
-            ldmatrix_x4(hidden[i], shared.hidden[stage] + a);
-            ldmatrix_x4(weight[i], shared.weight[stage] + b);
+            ldmatrix_x4(hidden[i], shared.hidden[stage] + a + i * 16 * DEPTH);
+            ldmatrix_x4(weight[i], shared.weight[stage] + b + i * 16 * DEPTH);
         }
     }
 
@@ -64,11 +68,11 @@ struct Fragments {
     }
 };
 
-// Takes in the logits of a warp's rows and of `columns` columns, the first of which is `first`. Of the 16-row fragments, each
-// lane of a quad keeps the states of one.
+// Takes in the logits of a warp's rows and of `columns` columns, the first of which is `first`. Of the 16-row
+// fragments, each lane of a quad keeps the sums of one.
 template <class T>
 __device__ void reduce(float (&logits)[WARP_TILE / 16][WARP_TILE / 8][4], int row, int first, int columns,
-                       Shared<T>& shared, RowState (&states)[2]) {
+                       Shared<T>& shared, Sums (&sums)[2]) {
 #pragma unroll
     for (int i = 0; i < WARP_TILE / 16; ++i) {
         if (columns < WARP_TILE) mask(logits[i], columns);
@@ -77,8 +81,8 @@ __device__ void reduce(float (&logits)[WARP_TILE / 16][WARP_TILE / 8][4], int ro
             const int mine = row + i * 16 + fragment_row(half);
             const float target = logit_at(logits[i], half, shared.targets[mine] - first);
             if (target != NEVER) shared.logits[mine] = target;
-            const RowState seen = summarize_row(logits[i], half);
-            if (lane_id() % QUAD == i) states[half] = merge(states[half], seen);
+            const Sums seen = summarize_row(logits[i], half);
+            if (lane_id() % QUAD == i) sums[half] = merge_sums(sums[half], seen);
         }
     }
 }
@@ -97,8 +101,8 @@ __device__ void token_reward_mma(const T* hidden, const T* weight, const unsigne
         shared.logits[mine] = NEVER;
     }
 
-    // What is copied next. Behind the last tile, zeros: a branch would part multiplies that the copies' arithmetic goes on
-    // between.
+    // What is copied next. Behind the last tile, zeros: a branch would part multiplies that the copies' arithmetic
+    // goes on between.
     int next_column = split.begin, next_depth = 0;
     const auto copy_next = [&](unsigned stage) {
         copy_tile<ROWS>(shared.hidden[stage], hidden, block_row, next_column < split.end ? n : 0, next_depth, d);
@@ -114,7 +118,7 @@ __device__ void token_reward_mma(const T* hidden, const T* weight, const unsigne
     unsigned stage = 0;
     Fragments now, next;
     now.load(shared, stage, row, column, 0);
-    RowState states[2] = {EMPTY, EMPTY};
+    Sums sums[2] = {NO_LOGITS, NO_LOGITS};
     for (int tile = split.begin; tile < split.end; tile += COLUMNS) {
         float logits[WARP_TILE / 16][WARP_TILE / 8][4] = {};
         for (int depth = 0; depth < d; depth += DEPTH) {
@@ -127,26 +131,26 @@ __device__ void token_reward_mma(const T* hidden, const T* weight, const unsigne
             now.load(shared, stage, row, column, 0);
             next.multiply<T>(logits);
         }
-        reduce(logits, row, tile + column, split.end - tile - column, shared, states);
+        reduce(logits, row, tile + column, split.end - tile - column, shared, sums);
     }
 
     // The warps of a row of them, in ascending order of columns, by way of the ring.
     cp_async_wait<0>();
     __syncthreads();
-    auto* over = reinterpret_cast<RowState(*)[ROWS]>(&shared);
-    static_assert(sizeof(RowState[WARPS_ALONG][ROWS]) <= sizeof(shared.hidden));
+    auto* over = reinterpret_cast<Sums(*)[ROWS]>(&shared);
+    static_assert(sizeof(Sums[WARPS_ALONG][ROWS]) <= sizeof(shared.hidden));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        over[along][row + lane_id() % QUAD * 16 + fragment_row(half)] = states[half];
+        over[along][row + lane_id() % QUAD * 16 + fragment_row(half)] = sums[half];
     }
     __syncthreads();
     if (mine >= ROWS || block_row + mine >= n) return;
-    RowState state = over[0][mine];
-    for (int w = 1; w < WARPS_ALONG; ++w) state = merge(state, over[w][mine]);
-    state.target = shared.logits[mine];
-    partials[size_t(split.index) * n + block_row + mine] = state;
+    Sums all = over[0][mine];
+    for (int w = 1; w < WARPS_ALONG; ++w) all = merge_sums(all, over[w][mine]);
+    partials[size_t(split.index) * n + block_row + mine] = row_state(all, shared.logits[mine]);
 }
 
 KERNEL_16_BIT(token_reward_mma, THREADS,
-              (const T* hidden, const T* weight, const unsigned* targets, RowState* partials, int n, int vocabulary, int d),
+              (const T* hidden, const T* weight, const unsigned* targets, RowState* partials, int n, int vocabulary,
+               int d),
               (hidden, weight, targets, partials, n, vocabulary, d))

@@ -1,11 +1,11 @@
 // Form (c) of token_reward, for sm_90a: form (b) with TMA, barriers in shared memory and multiplies of a warpgroup.
 //
-// hidden [n, d] and weight [vocabulary, d] come as tensor maps: T, dimensions {d, rows}, stride 2d bytes (so d is a multiple
-// of 8), boxes of {DEPTH, BOX_ROWS}, 128-byte swizzle, no interleave, zeros outside. partials [splits, n].
-// A block: ROWS rows, the columns of one split, as in form (b) and on the same grid. The first warpgroup only orders copies,
-// STAGES ahead; each of the other two multiplies 64 rows by COLUMNS columns at a time and then reduces them in its
-// registers. The blocks of a cluster (1 or 2, along x) walk the same columns: each fetches its share of the weight for all.
-// THREADS threads, SHARED bytes of shared memory.
+// hidden [n, d] and weight [vocabulary, d] come as tensor maps: T, dimensions {d, rows}, stride 2d bytes (so d is a
+// multiple of 8), boxes {DEPTH, BOX_ROWS}, 128-byte swizzle, no interleave, zeros outside. partials [splits, n]. A
+// block: ROWS rows, the columns of one split. The first warpgroup only orders copies, up to STAGES ahead; each of the
+// other two multiplies 64 rows by COLUMNS columns and then reduces them in its registers, while copies go on. The
+// blocks of a cluster, 1 or 2 along x, walk the same columns: each fetches its share of the weight for both. Grid as
+// in split.cuh, x a multiple of the cluster; THREADS threads, sizeof(Shared) + 1024 bytes of shared memory.
 #include "fragment.cuh"
 #include "split.cuh"
 #include "wgmma.cuh"
@@ -24,6 +24,7 @@ template <class T> struct alignas(1024) Shared {
     Barrier full[STAGES];   // the bytes of a stage are there
     Barrier empty[STAGES];  // no consumer in the cluster reads them any more
 };
+static_assert(sizeof(Shared<__half>) + 1024 <= 227 << 10 && SPLIT % COLUMNS == 0);
 
 // A place in the ring of stages; the parity tells one round from the next.
 struct Stage {
@@ -46,7 +47,8 @@ __device__ void produce(Shared<T>& shared, const CUtensorMap& hidden, const CUte
             expect(full, sizeof(T) * (ROWS + COLUMNS) * DEPTH);
             load_box(shared.hidden[stage.index], hidden, depth, row, full, 1u << rank);
             for (unsigned box = rank; box < COLUMNS / BOX_ROWS; box += blocks) {
-                load_box(shared.weight[stage.index] + box * BOX_ROWS * DEPTH, weight, depth, column + box * BOX_ROWS, full,
+                const int first = box * BOX_ROWS;
+                load_box(shared.weight[stage.index] + first * DEPTH, weight, depth, column + first, full,
                          (1u << blocks) - 1);
             }
             stage.advance();
@@ -57,16 +59,18 @@ __device__ void produce(Shared<T>& shared, const CUtensorMap& hidden, const CUte
 template <class T>
 __device__ void consume(Shared<T>& shared, const unsigned* targets, RowState* partials, int n, int row,
                         const Split& split, int d) {
-    const int warp = __shfl_sync(ALL_LANES, warp_id(), 0) - WARPGROUP / WARP;  // so the compiler knows: one for all lanes
+    const int warp = __shfl_sync(ALL_LANES, warp_id(), 0) - WARPGROUP / WARP;  // known to be the same for all lanes
     const int half_tile = warp / 4 * 64 * DEPTH;
     row += warp * 16;
     unsigned target[2];
-    RowState states[2];
+    float target_logit[2];
+    Sums sums[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int mine = row + fragment_row(half);
         target[half] = mine < n ? targets[mine] : NO_TARGET;
-        states[half] = EMPTY;
+        target_logit[half] = NEVER;
+        sums[half] = NO_LOGITS;
     }
     const unsigned blocks = cluster_size();
     auto release = [&](const Stage& stage) {
@@ -98,8 +102,8 @@ __device__ void consume(Shared<T>& shared, const unsigned* targets, RowState* pa
         if (columns < COLUMNS) mask(logits, columns);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            states[half].target = fmaxf(states[half].target, logit_at(logits, half, target[half] - column));
-            states[half] = merge(states[half], summarize_row(logits, half));
+            target_logit[half] = fmaxf(target_logit[half], logit_at(logits, half, target[half] - column));
+            sums[half] = merge_sums(sums[half], summarize_row(logits, half));
         }
     }
 
@@ -107,10 +111,11 @@ __device__ void consume(Shared<T>& shared, const unsigned* targets, RowState* pa
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int lane = 1; lane < QUAD; lane *= 2) {
-            states[half].target = fmaxf(states[half].target, __shfl_xor_sync(ALL_LANES, states[half].target, lane));
+            target_logit[half] = fmaxf(target_logit[half], __shfl_xor_sync(ALL_LANES, target_logit[half], lane));
         }
         const int mine = row + fragment_row(half);
-        if (lane_id() % QUAD == 0 && mine < n) partials[size_t(split.index) * n + mine] = states[half];
+        if (lane_id() % QUAD != 0 || mine >= n) continue;
+        partials[size_t(split.index) * n + mine] = row_state(sums[half], target_logit[half]);
     }
 }
 

@@ -1,17 +1,17 @@
-// What sm_90a has for a multiply: tiles copied by TMA, barriers in shared memory that count their bytes, multiplies of a
-// warpgroup. Each function is one instruction of the PTX ISA, or two. The host's emulation brings its own.
+// What sm_90a has for a multiply: tiles copied by TMA, barriers in shared memory that count their bytes, multiplies
+// of a warpgroup. Each function is one instruction of the PTX ISA, or two. The host's emulation brings its own.
 //
-// A tile is rows of 128 bytes, swizzled: the 16-byte chunk c of row r lies at chunk c ^ (r mod 8). TMA writes tiles so and
-// wgmma reads them so (PTX ISA, "Swizzling modes", 128B), if they begin at a multiple of 1024 bytes.
+// A tile is rows of 128 bytes, swizzled: the 16-byte chunk c of row r lies at chunk c ^ (r mod 8). TMA writes tiles
+// so and wgmma reads them so (PTX ISA, "Swizzling modes", 128B), if they begin at a multiple of 1024 bytes.
 #pragma once
 #include <cuda.h>
 
 #include "mma.cuh"
 
-// The matrix descriptor of such a tile, K-major, at a shared address (PTX ISA, "Matrix descriptor format"). Bits 0-13:
-// address / 16; 32-45: from 8 rows to the next 8, bytes / 16; 62-63: 1, this swizzle. Bits 16-29, the distance of columns
-// of tiles, mean nothing here, as an instruction reads 32 of a row's 128 bytes; 1 by convention. The next 32 bytes of all
-// rows are those of the descriptor + 2: the hardware swizzles the addresses that it computes.
+// The matrix descriptor of such a tile, K-major, at a shared address (PTX ISA, "Matrix descriptor format"). Bits
+// 0-13: address / 16; 32-45: from 8 rows to the next 8, bytes / 16; 62-63: 1, this swizzle. Bits 16-29, the distance
+// of columns of tiles, mean nothing here, as an instruction reads 32 of a row's 128 bytes; 1 by convention. The next
+// 32 bytes of all rows are those of the descriptor + 2: the hardware swizzles the addresses that it computes.
 __host__ __device__ constexpr unsigned long long descriptor(unsigned address) {
     constexpr unsigned long long eight_rows = 8 * 128 / 16, swizzle_128 = 1;
     return (address & 0x3ffff) >> 4 | 1ull << 16 | eight_rows << 32 | swizzle_128 << 62;
@@ -44,7 +44,8 @@ __device__ inline void cluster_sync() {
 
 // --- Barriers ---
 
-// A phase ends after `arrivals`, and after the bytes that were announced. Before the cluster's first use: cluster_sync.
+// A phase ends after `arrivals`, and after the bytes that were announced. Before the cluster's first use:
+// cluster_sync.
 __device__ inline void init(Barrier& barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n"
                  "fence.mbarrier_init.release.cluster;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
@@ -56,8 +57,8 @@ __device__ inline void expect(Barrier& barrier, int bytes) {
                  : "memory");
 }
 
-// Arrives at the barrier of the same place in block `rank` of the cluster. No memory that this thread wrote is published by
-// it, so that the scope is left as it is: a wider one would wait for all writes to the GPU's memory.
+// Arrives at the barrier of the same place in block `rank` of the cluster. No memory that this thread wrote is
+// published by it, so that the scope is left as it is: a wider one would wait for all writes to the GPU's memory.
 __device__ inline void arrive(Barrier& barrier, unsigned rank) {
     asm volatile("{\n"
                  ".reg .b32 there;\n"
@@ -78,9 +79,10 @@ __device__ inline void wait(Barrier& barrier, unsigned parity) {
 
 // --- TMA ---
 
-// The box of the map at (column, row) into the same place of every block in `blocks`, a bit each; their barriers at the
-// same place get its bytes. What lies outside the tensor is 0.
-__device__ inline void load_box(void* to, const CUtensorMap& map, int column, int row, Barrier& barrier, unsigned blocks) {
+// The box of the map at (column, row) into the same place of every block in `blocks`, a bit each; their barriers at
+// the same place get its bytes. What lies outside the tensor is 0.
+__device__ inline void load_box(void* to, const CUtensorMap& map, int column, int row, Barrier& barrier,
+                                unsigned blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
                  " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)), "l"(&map), "r"(column), "r"(row),
                  "r"(shared_address(&barrier)), "h"(static_cast<unsigned short>(blocks)) : "memory");
@@ -102,7 +104,8 @@ template <int COUNT> __device__ void more_registers() {
 
 // --- Multiplies of a warpgroup ---
 
-// The registers of a sum as operands: what multiplies still write is so neither read nor moved before it is said to be done.
+// The registers of a sum as operands: what multiplies still write is so neither read nor moved before it is said to
+// be done.
 #define SUM_4(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
 #define SUM_16(j) SUM_4(j), SUM_4(j + 1), SUM_4(j + 2), SUM_4(j + 3)
 #define SUM SUM_16(0), SUM_16(4), SUM_16(8), SUM_16(12), SUM_16(16), SUM_16(20), SUM_16(24), SUM_16(28)
@@ -119,33 +122,34 @@ template <int PENDING> __device__ void wgmma_wait(float (&sum)[32][4]) {
     asm volatile("wgmma.wait_group.sync.aligned %128;" : SUM : "n"(PENDING) : "memory");
 }
 
-#define WGMMA_M64N256K16(type)                                                                                         \
-    asm volatile("{\n"                                                                                                 \
-                 ".reg .pred add;\n"                                                                                   \
-                 "setp.ne.b32 add, %130, 0;\n"                                                                         \
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {"                                     \
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                              \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                    \
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                    \
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                    \
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "        \
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "   \
-                 "%128, %129, add, 1, 1, 0, 0;\n"                                                                      \
-                 "}"                                                                                                   \
-                 : SUM                                                                                                 \
+#define WGMMA_M64N256K16(type)                                                                                       \
+    asm volatile("{\n"                                                                                               \
+                 ".reg .pred add;\n"                                                                                 \
+                 "setp.ne.b32 add, %130, 0;\n"                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {"                                   \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                            \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                  \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                  \
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                  \
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                  \
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                  \
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "      \
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, " \
+                 "%128, %129, add, 1, 1, 0, 0;\n"                                                                    \
+                 "}"                                                                                                 \
+                 : SUM                                                                                               \
                  : "l"(a), "l"(b), "r"(int(add)))
 
-// sum [64, 256] = a [64, 16] · b [256, 16]ᵀ, plus what it was if `add`; a and b by their descriptors. The thread's part of
-// the sum is as of mma.m16n8, 32 times, in the 16 rows that belong to its warp.
+// sum [64, 256] = a [64, 16] · b [256, 16]ᵀ, plus what it was if `add`; a and b by their descriptors. The thread's
+// part of the sum is as of mma.m16n8, 32 times, in the 16 rows that belong to its warp.
 template <class T> __device__ void wgmma(float (&sum)[32][4], unsigned long long a, unsigned long long b, bool add);
 template <>
 __device__ inline void wgmma<__half>(float (&sum)[32][4], unsigned long long a, unsigned long long b, bool add) {
     WGMMA_M64N256K16("f16");
 }
 template <>
-__device__ inline void wgmma<__nv_bfloat16>(float (&sum)[32][4], unsigned long long a, unsigned long long b, bool add) {
+__device__ inline void wgmma<__nv_bfloat16>(float (&sum)[32][4], unsigned long long a, unsigned long long b,
+                                             bool add) {
     WGMMA_M64N256K16("bf16");
 }
 #undef WGMMA_M64N256K16

@@ -40,8 +40,8 @@ pub(crate) struct Limits {
     pub(crate) max_queue_tokens: usize,
     /// Requests that may wait.
     pub(crate) max_queue_requests: usize,
-    /// Keys and values that are kept between batches.
-    pub(crate) prefix_cache_bytes: usize,
+    /// Keys and values that are kept between batches; none: see [`cache_bytes`].
+    pub(crate) prefix_cache_bytes: Option<usize>,
     /// Batches that are computed side by side.
     pub(crate) workers: usize,
     /// Compute threads of all workers together; 0 = one per core.
@@ -102,7 +102,7 @@ impl Engine {
             let cache = match caches.iter().find(|(of, _)| Arc::ptr_eq(of, model)) {
                 Some((_, cache)) => cache.clone(),
                 None => {
-                    let cache = PrefixCache::new(model, limits.prefix_cache_bytes);
+                    let cache = PrefixCache::new(model, cache_bytes(model, limits.prefix_cache_bytes)?)?;
                     let cache = Arc::new(Cache { counted: Mutex::new(cache.stats()), cache });
                     caches.push((model.clone(), cache.clone()));
                     cache
@@ -178,6 +178,14 @@ impl Drop for Engine {
             self.metrics.prefix_cache_bytes.sub(counted.bytes as i64);
         }
     }
+}
+
+/// What a prefix cache may hold where nobody said it: 512 MiB, or a third of what the model's GPUs have free.
+pub(crate) fn cache_bytes(model: &RewardModel, said: Option<usize>) -> anyhow::Result<usize> {
+    Ok(match said {
+        Some(bytes) => bytes,
+        None => model.free_gpu_bytes()?.map_or(512 << 20, |free| free / 3),
+    })
 }
 
 /// Scores batches on the threads of `pool`, with prompts seen before from `cache`.

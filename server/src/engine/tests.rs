@@ -44,7 +44,7 @@ pub(super) fn queue(budget: f64, max_queue_tokens: usize) -> Arc<Queue> {
         max_batch_tokens: None,
         max_queue_tokens,
         max_queue_requests: 100,
-        prefix_cache_bytes: 0,
+        prefix_cache_bytes: Some(0),
         workers: 1,
         threads: 1,
     };

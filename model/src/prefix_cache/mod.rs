@@ -2,7 +2,11 @@
 //!
 //! Prompts are cut into blocks of [`BLOCK`] tokens. A block's key is a hash of its tokens and of all before them, so that
 //! equal blocks after different beginnings are different blocks. Memory is bounded; what was used least recently goes
-//! first, a block never before those that continue it, and none while a batch reads it.
+//! first, a block never before those that continue it, and none while a batch reads it. Blocks of a model on GPUs stay
+//! there: see `pools`.
+
+#[cfg(feature = "cuda")]
+mod pools;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +22,14 @@ use crate::trajectory::Trajectory;
 /// Of a block: the SHA-256 of the key before it and its token ids. Nobody can make a prompt that hits another's block.
 type Key = [u8; 32];
 
-/// Per layer, `[BLOCK, 2 · kv_heads · head_dim]`.
-type Block = Vec<Vec<f32>>;
+/// Keys and values of [`BLOCK`] tokens.
+enum Block {
+    /// Per layer, `[BLOCK, 2 · kv_heads · head_dim]`.
+    Host(Vec<Vec<f32>>),
+    /// On GPUs.
+    #[cfg(feature = "cuda")]
+    Gpu(pools::Slot),
+}
 
 /// The cache of one model's weights. Several threads may use it at once.
 pub struct PrefixCache {
@@ -27,6 +37,8 @@ pub struct PrefixCache {
     capacity: usize,
     block_bytes: usize,
     state: Mutex<State>,
+    #[cfg(feature = "cuda")]
+    pools: Option<Arc<pools::Pools>>,
 }
 
 /// What a cache holds and has done.
@@ -66,6 +78,8 @@ pub(crate) struct Continuation {
     paths: Vec<Vec<Key>>,
     /// Layers that have been through.
     layer: usize,
+    #[cfg(feature = "cuda")]
+    pools: Option<Arc<pools::Pools>>,
 }
 
 /// A block that the batch computes.
@@ -100,11 +114,17 @@ pub fn prompt_key(prompt_ids: &[u32]) -> u64 {
 }
 
 impl PrefixCache {
-    /// Holds at most `bytes` of keys and values of `model`; of a model on a GPU none.
-    pub fn new(model: &RewardModel, bytes: usize) -> Self {
+    /// Holds at most `bytes` of keys and values of `model`. Errors when a GPU does not have them.
+    pub fn new(model: &RewardModel, bytes: usize) -> Result<Self> {
         let block_bytes = BLOCK * model.kv_bytes_per_token();
-        let bytes = if model.is_on_cpu() { bytes } else { 0 };
-        Self { capacity: bytes / block_bytes.max(1), block_bytes, state: Mutex::default() }
+        let capacity = bytes / block_bytes.max(1);
+        Ok(Self {
+            capacity,
+            block_bytes,
+            state: Mutex::default(),
+            #[cfg(feature = "cuda")]
+            pools: pools::Pools::new(model, capacity)?,
+        })
     }
 
     /// What it holds and has done.
@@ -126,6 +146,8 @@ impl PrefixCache {
         }
         let (mut kept, mut fresh): (HashMap<Key, usize>, HashMap<Key, ()>) = Default::default();
         let mut state = self.state();
+        #[cfg(feature = "cuda")]
+        found.pools.clone_from(&self.pools);
         for (trajectory, t) in batch.iter().enumerate() {
             let prompt_ids = &t.prompt_ids[..t.prompt_ids.len().saturating_sub(lookback)];
             let path = keys(prompt_ids);
@@ -143,7 +165,7 @@ impl PrefixCache {
                     }
                     _ => {
                         if fresh.insert(*key, ()).is_none() {
-                            let (rows, block) = (Vec::new(), Vec::new());
+                            let (rows, block) = (Vec::new(), Block::Host(Vec::new()));
                             found.fresh.push(Fresh { key: *key, trajectory, index, rows, block });
                         }
                     }
@@ -153,6 +175,14 @@ impl PrefixCache {
             found.paths.push(path);
         }
         state.hit_tokens += (found.kept.len() * BLOCK) as u64;
+        #[cfg(feature = "cuda")]
+        if let Some(pools) = &self.pools {
+            // A GPU writes them while the batch is computed: their places must be there before.
+            state.shrink(self.capacity.saturating_sub(found.fresh.len()));
+            let slots: Vec<_> = found.fresh.iter().map_while(|_| pools.take()).collect();
+            found.fresh.truncate(slots.len());
+            found.fresh.iter_mut().zip(slots).for_each(|(fresh, slot)| fresh.block = Block::Gpu(slot));
+        }
         found
     }
 
@@ -203,7 +233,35 @@ impl State {
     }
 }
 
+impl Block {
+    /// Of a block that is on the host.
+    fn host(&self) -> Option<&[Vec<f32>]> {
+        match self {
+            Self::Host(layers) => Some(layers),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => None,
+        }
+    }
+
+    /// Of a block that is on GPUs.
+    #[cfg(feature = "cuda")]
+    fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Host(_) => None,
+            Self::Gpu(slot) => Some(slot.index),
+        }
+    }
+}
+
 impl Continuation {
+    /// The slots of the blocks that the batch continues, and those of the blocks that it leaves, with their rows.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn slots(&self) -> (Vec<usize>, Vec<(usize, Vec<u32>)>) {
+        let kept = self.kept.iter().filter_map(|block| block.slot());
+        let fresh = self.fresh.iter().filter_map(|f| Some((f.block.slot()?, f.rows.clone())));
+        (kept.collect(), fresh.collect())
+    }
+
     /// Tells it how the batch was laid out.
     pub(crate) fn lay_out(&mut self, forest: &Forest) {
         for fresh in &mut self.fresh {
@@ -220,16 +278,30 @@ impl Continuation {
         (q_heads, kv_heads): (usize, usize),
         window: Option<usize>,
     ) -> Result<Rows> {
+        let layer = self.layer;
+        self.layer += 1;
         let qkv = match qkv {
             Rows::Cpu(qkv) => qkv,
             #[cfg(feature = "cuda")]
-            qkv => return qkv.forest_attention(layout, (q_heads, kv_heads), window),
+            qkv => {
+                let heads = (q_heads, kv_heads);
+                return match &self.pools {
+                    Some(pools) => pools.attend(layer, qkv, layout, heads, window),
+                    None => qkv.forest_attention(layout, heads, window),
+                };
+            }
         };
         let rows: Vec<&[u32]> = self.fresh.iter().map(|fresh| fresh.rows.as_slice()).collect();
         let blocks = keys_and_values(qkv, &rows, q_heads, kv_heads)?;
-        self.fresh.iter_mut().zip(blocks).for_each(|(fresh, block)| fresh.block.push(block));
-        let kept: Vec<&[f32]> = self.kept.iter().map(|block| block[self.layer].as_slice()).collect();
-        self.layer += 1;
+        for (fresh, layer) in self.fresh.iter_mut().zip(blocks) {
+            match &mut fresh.block {
+                Block::Host(layers) => layers.push(layer),
+                #[cfg(feature = "cuda")]
+                Block::Gpu(_) => {}
+            }
+        }
+        let kept: Vec<&[f32]> =
+            self.kept.iter().filter_map(|block| Some(block.host()?.get(layer)?.as_slice())).collect();
         prefix_attention(qkv, &layout.segments, &kept, q_heads, kv_heads, window).map(Rows::from)
     }
 }
