@@ -280,17 +280,15 @@ impl Continuation {
     ) -> Result<Rows> {
         let layer = self.layer;
         self.layer += 1;
-        let qkv = match qkv {
-            Rows::Cpu(qkv) => qkv,
-            #[cfg(feature = "cuda")]
-            qkv => {
-                let heads = (q_heads, kv_heads);
-                return match &self.pools {
-                    Some(pools) => pools.attend(layer, qkv, layout, heads, window),
-                    None => qkv.forest_attention(layout, heads, window),
-                };
-            }
-        };
+        #[cfg(feature = "cuda")]
+        if let Rows::Cuda(_) = qkv {
+            let heads = (q_heads, kv_heads);
+            return match &self.pools {
+                Some(pools) => pools.attend(layer, qkv, layout, heads, window),
+                None => qkv.forest_attention(layout, heads, window),
+            };
+        }
+        let qkv = qkv.tensor()?;
         let rows: Vec<&[u32]> = self.fresh.iter().map(|fresh| fresh.rows.as_slice()).collect();
         let blocks = keys_and_values(qkv, &rows, q_heads, kv_heads)?;
         for (fresh, layer) in self.fresh.iter_mut().zip(blocks) {
