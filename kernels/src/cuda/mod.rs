@@ -7,7 +7,7 @@
 //! - [`attention`]: a forest's tasks and where their keys lie, uploaded once for all layers.
 //! - [`int8`]: weights of one byte, widened before each multiply.
 //! - [`token_reward`]: the fused reward op in its three forms, the fastest of them found by measuring.
-//!   [`token_logits`]: its way back.
+//!   [`token_logits`]: its way back. `wgmma`: the launch of its form for compute capability 9.0.
 //! - `*.cu`, `*.cuh`: the kernels, which name their own layouts.
 //!
 //! The driver and cuBLASLt are loaded when a device is first asked for, so that the same binary starts on a machine that
@@ -23,6 +23,7 @@ mod multiply;
 mod ops;
 mod token_logits;
 mod token_reward;
+mod wgmma;
 
 pub use attention::{Batch, Plan, Pool, forest_attention, keep, pool};
 pub use error::GpuError;

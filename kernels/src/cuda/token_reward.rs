@@ -3,17 +3,15 @@
 //! Three forms, each for what it is best at; which is the fastest for a head is found by measuring on the device.
 //! Sums run in an order that depends on V alone in the two fused ones.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Result, bail};
-use cudarc::driver::sys::{self, CUtensorMap};
-use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
-use super::error::GpuError;
-use super::gpu::{Gpu, launch};
+use super::gpu::launch;
 use super::matrix::{Float, Matrix};
 use super::multiply::logits;
+use super::wgmma::wgmma;
 use crate::token_reward::TokenReward;
 
 /// How the op is computed.
@@ -40,7 +38,7 @@ const MEASURED: (usize, usize) = (2048, 3);
 /// `RowState` of `row_state.cuh`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct RowState {
+pub(super) struct RowState {
     max: f32,
     target: f32,
     sum: f64,
@@ -156,61 +154,19 @@ fn fused(
     let mut partials = gpu.uninit::<RowState>(splits * n)?;
     let tiles = n.div_ceil(BLOCK_ROWS);
     let together = (RESIDENT / (BLOCK_ROWS * d * hidden.dtype.size())).clamp(1, tiles);
+    // Two blocks of a cluster fetch the weight together; what has one tile of rows has nobody to share it with.
+    let cluster = if form == Form::Wgmma && tiles > 1 { 2 } else { 1 };
+    let together = together.next_multiple_of(cluster);
     let grid = (together, splits, tiles.div_ceil(together));
     let (rows, vocabulary, width) = (n as i32, weight.rows as i32, d as i32);
     let dtype = Some(hidden.dtype);
     match form {
-        Form::Wgmma => {
-            let maps = [tensor_map(hidden)?, tensor_map(weight)?];
-            launch!(gpu, "token_reward_wgmma", dtype, grid, 384, WGMMA_SHARED;
-                &maps[0], &maps[1], targets, &mut partials, &rows, &vocabulary, &width);
-        }
+        Form::Wgmma => wgmma(hidden, weight, targets, &mut partials, grid, cluster)?,
         _ => launch!(gpu, "token_reward_mma", dtype, grid, 256, MMA_SHARED;
             &hidden.data, &weight.data, targets, &mut partials, &rows, &vocabulary, &width),
     }
     Ok(partials)
 }
 
-/// Of `Shared` in the kernels: three stages of 128 + 256 rows of 32, the warps' states, targets and their logits.
-const MMA_SHARED: usize = 3 * (128 + 256) * 32 * 2 + 4 * 128 * 24 + 128 * 4 + 128 * 4;
-/// Four stages of 128 + 256 rows of 64 and their barriers, from an address that is a multiple of 1024.
-const WGMMA_SHARED: usize = 4 * (128 + 256) * 64 * 2 + 1024 + 1024;
-
-/// What TMA knows of a matrix.
-#[repr(C, align(64))]
-struct Map(CUtensorMap);
-
-// SAFETY: the driver's opaque description, passed to kernels by value.
-unsafe impl DeviceRepr for Map {}
-
-fn tensor_map(matrix: &Matrix) -> std::result::Result<Map, GpuError> {
-    let gpu: &Arc<Gpu> = &matrix.gpu;
-    let dtype = match matrix.dtype {
-        Float::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-    };
-    let (address, _order) = matrix.data.device_ptr(&gpu.stream);
-    let dims = [matrix.columns as u64, matrix.rows as u64];
-    let strides = [(matrix.columns * matrix.dtype.size()) as u64];
-    let mut map = Map(CUtensorMap { opaque: [0; 16] });
-    // SAFETY: the address and the sizes are those of a live matrix; the arrays have one entry a dimension, the strides
-    // one less. The driver copies them.
-    unsafe {
-        sys::cuTensorMapEncodeTiled(
-            &raw mut map.0,
-            dtype,
-            2,
-            address as *mut _,
-            dims.as_ptr(),
-            strides.as_ptr(),
-            [64u32, 128].as_ptr(),
-            [1u32, 1].as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-        .result()?;
-    }
-    Ok(map)
-}
+/// `Shared` of `token_reward_mma.cu`: four stages of 128 + 256 rows of 32, the rows' targets and their logits.
+const MMA_SHARED: usize = 4 * (128 + 256) * 32 * 2 + 128 * 4 + 128 * 4;
