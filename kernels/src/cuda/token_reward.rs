@@ -27,6 +27,8 @@ pub enum Form {
 
 /// Rows and columns of a chunk of [`Form::Chunks`]: 16 MiB of f32 logits.
 const CHUNK: (usize, usize) = (2048, 2048);
+/// Threads that share a row of a chunk: each has 16 of its logits.
+const REDUCERS: usize = CHUNK.1 / 16;
 /// Columns of a split of the fused forms, rows of their blocks: as in `split.cuh` and the kernels.
 const SPLIT: usize = 1024;
 const BLOCK_ROWS: usize = 128;
@@ -134,7 +136,7 @@ fn chunks(hidden: &Matrix, weight: &Matrix, targets: &CudaView<'_, u32>) -> Resu
             };
             logits((hidden, start), (weight, first), &mut z)?;
             let (ld, first, columns, n) = (columns as i32, first as i32, columns as i32, rows.len() as i32);
-            launch!(gpu, "logits_reduce", Some(Float::F32), (rows.len(), 1, 1), 256, 0;
+            launch!(gpu, "logits_reduce", Some(Float::F32), (rows.len(), 1, 1), REDUCERS, 0;
                 &z.data, &ld, &first, &columns, &targets, &mut states, &n);
             chunk = Some(z);
         }

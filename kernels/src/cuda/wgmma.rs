@@ -68,8 +68,8 @@ pub(super) fn wgmma(
     Ok(())
 }
 
-/// What TMA knows of a matrix: the driver's opaque description, which wants to lie at a multiple of 64.
-#[repr(C, align(64))]
+/// What TMA knows of a matrix: the driver's opaque description, at the alignment that the newest header gives it.
+#[repr(C, align(128))]
 struct Map(CUtensorMap);
 
 fn tensor_map(matrix: &Matrix) -> Result<Map, GpuError> {
