@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The image and the compose file, as far as they can be checked without Docker: check.sh [path of qrm-server]
+# FEATURES=cuda does so with the image for cards, whose server starts without a card too; its compiler is found at CUDA_HOME.
 # Lints them, runs the image's steps, and runs the server from what these lay out, the way a container would: process 1 of a root
 # of its own that is read-only and has nothing but the C library beside it, as a user without any rights. Root is not needed, but
 # Linux with user namespaces is, and Rust, Python and gcc. The path is there to save a build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tools=$PWD/target/tools image=$PWD/target/image python=$PWD/target/tools/venv/bin/python
-export PATH=$tools/bin:$tools/venv/bin:$PATH
+export PATH=$tools/bin:$tools/venv/bin:$PATH FEATURES=${FEATURES:-}
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -30,12 +31,13 @@ say plan: the layer of dependencies is built from manifests that Cargo.lock fits
 plan=$(mktemp -d)
 trap 'rm -rf "$plan"' EXIT
 cargo chef prepare --recipe-path "$plan/recipe.json"
-(cd "$plan" && cargo chef cook --release --locked --package qrm-server --recipe-path recipe.json --no-build)
-cargo tree --manifest-path "$plan/Cargo.toml" --locked --package qrm-server --edges normal,build --prefix none |
+(cd "$plan" && cargo chef cook --release --locked --package qrm-server --features "$FEATURES" --recipe-path recipe.json --no-build)
+cargo tree --manifest-path "$plan/Cargo.toml" --locked --package qrm-server --features "$FEATURES" --edges normal,build \
+  --prefix none |
   sed 's/ (.*//' | sort -u | wc -l
 
 say steps.sh install
-if [ $# -eq 0 ]; then cargo build --release --locked --package qrm-server; fi
+if [ $# -eq 0 ]; then cargo build --release --locked --package qrm-server --features "$FEATURES"; fi
 rm -rf "$image"
 deploy/docker/steps.sh install "${1:-target/release/qrm-server}" "$image"
 (cd "$image" && find . -type f -exec ls -l {} +)
@@ -52,6 +54,7 @@ if bare := [crate["name"] for crate in crates if not crate.get("licenses")]:
 print(len(crates), "crates, each with its licence")
 PY
 
+# The driver and cuBLAS are not among it: the server looks for them when it starts.
 say root: what the runtime image has of what the binary is linked to
 mkdir -p "$image"/{dev,proc,tmp}
 ldd "$image/usr/local/bin/qrm-server" | grep -o '/[^ ]*' | while read -r library; do

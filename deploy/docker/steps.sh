@@ -2,7 +2,7 @@
 # The steps of the image that are more than a line, for the Dockerfile and for machines without Docker (check.sh); from the root of
 # the repository:
 #   steps.sh tools               what the other steps need, into CARGO_INSTALL_ROOT
-#   steps.sh install BINARY DIR  the binary and what belongs to it, under DIR as in the image
+#   steps.sh install BINARY DIR  the binary, built with FEATURES, and what belongs to it, under DIR as in the image
 set -eu
 case ${1:-} in
   tools)
@@ -21,7 +21,8 @@ case ${1:-} in
     install -D -m 644 -t "$doc" LICENSE-APACHE LICENSE-MIT
     # The bill of materials: every crate with its version, hash and licence. Scanners of images look for *.cdx.json. The tool
     # writes one beside every manifest of the workspace, so that the others have to go.
-    cargo cyclonedx --manifest-path server/Cargo.toml --format json --spec-version 1.5 --describe binaries
+    cargo cyclonedx --manifest-path server/Cargo.toml --format json --spec-version 1.5 --describe binaries \
+      --features "${FEATURES:-}"
     install -m 644 server/qrm-server_bin.cdx.json "$doc/qrm-server.cdx.json"
     rm -f ./*/*_bin.cdx.json
     ;;
