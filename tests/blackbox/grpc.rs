@@ -394,7 +394,7 @@ async fn health_follows_readiness() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::health_client::HealthClient;
-    let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", "20", "--threads", "1"]);
+    let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", "120", "--threads", "1"]);
     let mut health = HealthClient::new(channel(&server).await);
     let ask = HealthCheckRequest { service: "qrm.v1.RewardService".into() };
     let mut watch = health.watch(ask.clone()).await.expect("a watch").into_inner();
@@ -414,5 +414,5 @@ async fn health_follows_readiness() {
     assert_eq!(last, ServingStatus::NotServing);
     score.await.expect("no panic").expect("accepted work is answered");
     drop((watch, health));
-    assert!(server.wait(Duration::from_secs(30)).success());
+    assert!(server.wait(Duration::from_secs(130)).success());
 }
