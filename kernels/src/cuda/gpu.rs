@@ -23,7 +23,8 @@ pub struct Gpu {
     pub(super) stream: Arc<CudaStream>,
     pub(super) multiplier: Multiplier,
     modules: HashMap<&'static str, Arc<CudaModule>>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    /// By symbol, each with the dynamic shared memory that it may have.
+    functions: Mutex<HashMap<String, (CudaFunction, usize)>>,
     capability: (i32, i32),
 }
 
@@ -126,7 +127,9 @@ impl Gpu {
     ) -> Result<CudaFunction, GpuError> {
         let symbol = dtype.map_or_else(|| name.to_owned(), |dtype| format!("{name}_{}", dtype.suffix()));
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(&symbol) {
+        if let Some((function, allowed)) = functions.get(&symbol)
+            && shared <= *allowed
+        {
             return Ok(function.clone());
         }
         let missing = DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND);
@@ -135,7 +138,7 @@ impl Gpu {
             let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, shared as i32)?;
         }
-        functions.insert(symbol, function.clone());
+        functions.insert(symbol, (function.clone(), shared.max(SHARED_UNASKED)));
         Ok(function)
     }
 
