@@ -110,7 +110,7 @@ VARIANTS = {
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         "gpu": {"count": 2, "runtimeClass": "nvidia"},
         "rollout": {"maxSurge": "25%"},
-        "flags": {"max-body-bytes": 1073741824},
+        "flags": {"max-body-bytes": 1073741824, "split-layers": True},
     },
 }
 
@@ -242,8 +242,9 @@ def check_flags(chart, rendered: dict[str, Objects]) -> None:
     expect(f"`flags` takes the {len(known)} flags of the server that the chart does not set itself{differ or ''}", not differ)
     set_here = {name for objects in rendered.values() for name in objects.env() if name.startswith("QRM_")}
     expect(f"the {len(set_here)} QRM_ variables that are set are the server's", set_here <= set(real))
-    large = rendered["everything that is passed on"].env()["QRM_MAX_BODY_BYTES"]
-    expect(f"a large number stays one: {large}", large == "1073741824")
+    passed_on = rendered["everything that is passed on"].env()
+    large, switch = passed_on["QRM_MAX_BODY_BYTES"], passed_on["QRM_SPLIT_LAYERS"]
+    expect(f"a large number stays one: {large}; a switch is set: {switch}", (large, switch) == ("1073741824", "true"))
 
 
 def check_values(chart, rendered: dict[str, Objects]) -> None:
