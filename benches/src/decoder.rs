@@ -1,9 +1,11 @@
 //! A whole checkpoint scored in process: no HTTP, no queue.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use qrm_model::{RewardKind, RewardModel, Trajectory};
+use qrm_kernels::{Device, Float, Int8, Weights};
+use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 use serde::Deserialize;
 
 use crate::machine::{peak_mib, pool, sgemm_gflops};
@@ -26,10 +28,42 @@ pub(crate) struct Args {
     /// Threads; 0 = all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// What weights are held in.
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Writes the rewards here, a row `{"log_phi": [...]}` for each of the input.
+    #[arg(long)]
+    rewards: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    Int8,
+    Int8All,
+}
+
+impl Dtype {
+    fn weights(self) -> Weights {
+        let dtype = match self {
+            Self::F16 => Float::F16,
+            Self::Bf16 => Float::BF16,
+            _ => Float::F32,
+        };
+        let int8 = match self {
+            Self::Int8 => Int8::Layers,
+            Self::Int8All => Int8::All,
+            _ => Int8::Nothing,
+        };
+        Weights { dtype, int8 }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let model = RewardModel::load(&args.model)?;
+    let placement = Placement::on(Device::Cpu(args.dtype.weights()));
+    let model = RewardModel::load_on(&args.model, &placement)?;
     let loaded = peak_mib();
     let (work, expected) = match &args.input {
         Some(path) => read(path)?,
@@ -51,7 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let count = count.count().max(1);
             let batch = pool.install(|| model.score(&rest[..count]))?;
             computed += batch.computed_tokens.iter().sum::<usize>();
-            log_phi.extend(batch.scores.iter().flat_map(|s| s.rewards(RewardKind::Advantage)));
+            log_phi.extend(batch.scores.iter().map(|s| s.rewards(RewardKind::Advantage)));
             rest = &rest[count..];
         }
         let seconds = start.elapsed().as_secs_f64();
@@ -61,7 +95,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 work.len(),
                 total as f64 / seconds
             );
-        } else if expected.len() == log_phi.len() {
+            continue;
+        }
+        if let Some(path) = &args.rewards {
+            let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+            for log_phi in &log_phi {
+                writeln!(file, "{}", serde_json::json!({ "log_phi": log_phi }))?;
+            }
+            file.flush()?;
+        }
+        let log_phi = log_phi.concat();
+        if expected.len() == log_phi.len() {
             let differences = log_phi.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
             println!("max |difference of log phi| from the input's: {:.2e}", differences.fold(0.0, f64::max));
         }

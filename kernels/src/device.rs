@@ -19,26 +19,24 @@ use crate::rms_norm::rms_norm;
 use crate::rope::{QkNorm, RopeTable, qk_rope};
 use crate::swiglu::swiglu;
 use crate::token_reward::{TokenReward, token_reward};
+use crate::weights::Weights;
+#[cfg(feature = "cuda")]
+use crate::weights::{Float, Held};
 
-/// A kind of device, with what is computed in.
-#[derive(Debug, Clone, Default)]
+/// A kind of device, and how it has weights.
+#[derive(Debug, Clone)]
 pub enum Device {
-    /// The calling rayon pool, f32.
-    #[default]
-    Cpu,
-    /// A GPU, and how it has weights.
+    /// The calling rayon pool, which computes in f32.
+    Cpu(Weights),
+    /// A GPU.
     #[cfg(feature = "cuda")]
     Cuda(Arc<cuda::Gpu>, Weights),
 }
 
-/// How a GPU has weights.
-#[cfg(feature = "cuda")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Weights {
-    /// What multiplies are in; sums are f32.
-    pub dtype: cuda::Float,
-    /// The layers' projections have one byte a weight; embedding and head stay as they are.
-    pub int8: bool,
+impl Default for Device {
+    fn default() -> Self {
+        Self::Cpu(Weights::default())
+    }
 }
 
 /// Activations `[N, width]`.
@@ -88,10 +86,19 @@ fn apart<T>(op: &str) -> Result<T> {
 }
 
 impl Device {
+    /// A table of embeddings `[V, d]` for the CPU, in the type that weights are held in.
+    pub fn table(&self, table: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Cpu(weights) => table.to_dtype(weights.dtype.dtype()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(..) => bail!("table: a GPU's is a weight"),
+        }
+    }
+
     /// The weight of a norm on this device.
     pub fn norm(&self, weight: Tensor) -> Result<Norm> {
         match self {
-            Self::Cpu => Ok(Norm::Cpu(weight)),
+            Self::Cpu(_) => Ok(Norm::Cpu(weight)),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, Weights { dtype, .. }) => {
                 Ok(Norm::Cuda(Arc::new(cuda::Vector::upload(gpu, &weight, *dtype)?)))
@@ -99,10 +106,10 @@ impl Device {
         }
     }
 
-    /// A weight `[out, k]` on this device: of a vocabulary head, or a table of embeddings.
+    /// A weight `[out, k]` on this device: of a vocabulary head, or a GPU's table of embeddings.
     pub fn weight(&self, weight: &Tensor) -> Result<Weight> {
         match self {
-            Self::Cpu => Ok(Weight::Packed(Arc::new(Panels::pack(weight)?))),
+            Self::Cpu(weights) => Ok(Weight::Packed(Arc::new(Panels::pack_rows(&[weight], weights.head())?))),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, Weights { dtype, .. }) => {
                 Ok(Weight::Cuda(Arc::new(cuda::Linear::upload(gpu, &[weight], None, *dtype)?)))
@@ -113,14 +120,17 @@ impl Device {
     /// A layer's weights `[out_i, k]` that are multiplied by as one; a GPU has their biases `[Σ out_i]` with them.
     pub fn projection(&self, parts: &[&Tensor], bias: Option<&Tensor>) -> Result<Weight> {
         match self {
-            Self::Cpu => {
+            Self::Cpu(weights) => {
                 let _ = bias; // the CPU's multiply is told at every call
-                Ok(Weight::Packed(Arc::new(Panels::pack_rows(parts)?)))
+                Ok(Weight::Packed(Arc::new(Panels::pack_rows(parts, weights.layers())?)))
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpu, Weights { dtype, int8 }) => {
-                let upload = if *int8 { cuda::Linear::upload_int8 } else { cuda::Linear::upload };
-                Ok(Weight::Cuda(Arc::new(upload(gpu, parts, bias, *dtype)?)))
+            Self::Cuda(gpu, weights) => {
+                let upload = match weights.layers() {
+                    Held::Int8 => cuda::Linear::upload_int8,
+                    Held::Float(_) => cuda::Linear::upload,
+                };
+                Ok(Weight::Cuda(Arc::new(upload(gpu, parts, bias, weights.dtype)?)))
             }
         }
     }
@@ -128,10 +138,10 @@ impl Device {
     /// The weight `[1, k]` of a scalar head, f32 everywhere.
     pub fn scalar(&self, weight: &Tensor) -> Result<Weight> {
         match self {
-            Self::Cpu => self.weight(weight),
+            Self::Cpu(_) => Ok(Weight::Packed(Arc::new(Panels::pack(weight)?))),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, _) => {
-                let weight = cuda::Linear::upload(gpu, &[weight], None, cuda::Float::F32)?;
+                let weight = cuda::Linear::upload(gpu, &[weight], None, Float::F32)?;
                 Ok(Weight::Cuda(Arc::new(weight)))
             }
         }
@@ -140,16 +150,21 @@ impl Device {
     /// Bytes that are free on a GPU.
     pub fn free_bytes(&self) -> Result<Option<usize>> {
         match self {
-            Self::Cpu => Ok(None),
+            Self::Cpu(_) => Ok(None),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, _) => Ok(Some(gpu.memory()?.0)),
         }
     }
 
+    /// Whether it is the CPU.
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu(_))
+    }
+
     /// Whether another is the same.
     pub fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Cpu, Self::Cpu) => true,
+            (Self::Cpu(_), Self::Cpu(_)) => true,
             #[cfg(feature = "cuda")]
             (Self::Cuda(a, _), Self::Cuda(b, _)) => a.ordinal() == b.ordinal(),
             #[cfg(feature = "cuda")]
@@ -197,13 +212,13 @@ impl Rows {
     /// The same rows on another device.
     pub fn to(self, device: &Device) -> Result<Self> {
         match (self, device) {
-            (Self::Cpu(tensor), Device::Cpu) => Ok(Self::Cpu(tensor)),
+            (Self::Cpu(tensor), Device::Cpu(_)) => Ok(Self::Cpu(tensor)),
             #[cfg(feature = "cuda")]
             (Self::Cpu(tensor), Device::Cuda(gpu, _)) => {
-                Ok(Self::Cuda(cuda::Matrix::upload(gpu, &tensor, cuda::Float::F32)?))
+                Ok(Self::Cuda(cuda::Matrix::upload(gpu, &tensor, Float::F32)?))
             }
             #[cfg(feature = "cuda")]
-            (Self::Cuda(matrix), Device::Cpu) => Ok(Self::Cpu(matrix.download()?)),
+            (Self::Cuda(matrix), Device::Cpu(_)) => Ok(Self::Cpu(matrix.download()?)),
             #[cfg(feature = "cuda")]
             (Self::Cuda(matrix), Device::Cuda(gpu, _)) => match matrix.gpu().ordinal() == gpu.ordinal() {
                 true => Ok(Self::Cuda(matrix)),

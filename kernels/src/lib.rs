@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! - [`reference`]: every op in plain f64, the truth the tests compare with.
+//! - [`weights`]: what weights are held in: f32, halves, or a byte an element.
 //! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
 //! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each.
 //! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix; keys and values kept
@@ -12,7 +13,7 @@
 //! - [`device`]: where a model computes; activations and weights whatever the device, and the ops on them.
 //! - `cuda`, behind the feature of that name: the CUDA faces and their kernels.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
-//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tile, `exp`.
+//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tiles in f32 and int8, `exp`.
 //!
 //! Ops have a backward for candle's autograd. Its sums over rows run in a fixed order too, so that a training run can
 //! be repeated bit for bit.
@@ -39,12 +40,11 @@ pub mod swiglu;
 pub mod threads;
 pub mod token_logits;
 pub mod token_reward;
+pub mod weights;
 
 mod cpu;
 
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
-#[cfg(feature = "cuda")]
-pub use device::Weights;
 pub use device::{Device, Layout, Norm, Rows};
 pub use linear::{Weight, linear};
 pub use panels::Panels;
@@ -53,3 +53,4 @@ pub use rope::{QkNorm, RopeTable, qk_rope};
 pub use swiglu::swiglu;
 pub use token_logits::token_logits;
 pub use token_reward::{TokenReward, token_reward};
+pub use weights::{Float, Held, Int8, Weights};

@@ -1,119 +1,103 @@
 //! A weight matrix packed once at load, so that no multiply packs it again.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::tile::{Line, WIDTH, floats, floats_mut};
+use crate::cpu::int8::CodeLine;
+use crate::cpu::storage::Storage;
+use crate::cpu::tile::{Line, WIDTH, floats};
 use crate::cpu::values;
+use crate::weights::Held;
 
 /// A `[out, k]` weight as panels of 32 output columns: panel p holds `w[32p + j, kk]` at `[kk, j]`, the tail padded
-/// with zeros. f32.
+/// with zeros.
 #[derive(Clone)]
 pub struct Panels {
-    lines: Vec<Line>,
+    storage: Storage,
     out: usize,
     k: usize,
 }
 
 impl std::fmt::Debug for Panels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Panels[{}, {}]", self.out, self.k)
+        write!(f, "Panels[{}, {}; {:?}]", self.out, self.k, self.held())
     }
 }
 
 impl Panels {
     /// Packs `weight [out, k]`, f32 or converted to it.
     pub fn pack(weight: &Tensor) -> Result<Self> {
-        Self::pack_rows(&[weight])
+        Self::pack_rows(&[weight], Held::default())
     }
 
-    /// Packs several weights `[out_i, k]` as one of `[Σ out_i, k]`: projections that read the same input become one multiply.
-    pub fn pack_rows(weights: &[&Tensor]) -> Result<Self> {
+    /// Packs several weights `[out_i, k]` as one of `[Σ out_i, k]`, held as `held`: projections that read the same input
+    /// become one multiply.
+    pub fn pack_rows(weights: &[&Tensor], held: Held) -> Result<Self> {
         let Some(first) = weights.first() else { bail!("panels: no weight given") };
         let (_, k) = first.dims2()?;
-        let mut out = 0;
         for w in weights {
-            let (rows, cols) = w.dims2()?;
-            if cols != k {
-                bail!("panels: weights of width {k} and {cols} cannot be joined");
+            let (_, columns) = w.dims2()?;
+            if columns != k {
+                bail!("panels: weights of width {k} and {columns} cannot be joined");
             }
-            out += rows;
         }
-        let mut packed = Self::zeros(out, k);
-        let mut at = 0;
-        for w in weights {
-            let w = w.to_dtype(DType::F32)?.contiguous()?;
-            let w = values("panels", &w)?;
-            packed.fill(at, &w);
-            at += w.len() / k.max(1);
-        }
-        Ok(packed)
+        let tensors = weights.iter().map(|w| w.to_dtype(DType::F32)?.contiguous());
+        let tensors = tensors.collect::<Result<Vec<Tensor>>>()?;
+        let all = tensors.iter().map(|w| values("panels", w)).collect::<Result<Vec<_>>>()?;
+        let rows: Vec<&[f32]> = all.iter().flat_map(|w| w.chunks_exact(k.max(1))).collect();
+        Ok(Self::pack_slices(&rows, k, held))
     }
 
     /// Packs `weight [out, k]`.
     pub(crate) fn pack_slice(weight: &[f32], k: usize) -> Self {
-        let mut packed = Self::zeros(weight.len() / k.max(1), k);
-        packed.fill(0, weight);
-        packed
+        Self::pack_slices(&weight.chunks_exact(k.max(1)).collect::<Vec<_>>(), k, Held::default())
     }
 
-    /// Rows of a weight to columns `at ..` of the panels.
-    fn fill(&mut self, at: usize, weight: &[f32]) {
-        let k = self.k;
-        let rows = weight.len() / k.max(1);
-        // Whole panels in parallel; a panel that two weights share is visited once for each.
-        let (first, last) = (at / WIDTH, (at + rows).div_ceil(WIDTH));
-        floats_mut(&mut self.lines)[first * k * WIDTH..last * k * WIDTH]
-            .par_chunks_mut((k * WIDTH).max(1))
-            .enumerate()
-            .for_each(|(p, panel)| {
-                for j in 0..WIDTH {
-                    let column = (first + p) * WIDTH + j;
-                    if column >= at && column < at + rows {
-                        let row = &weight[(column - at) * k..(column - at + 1) * k];
-                        for (kk, v) in row.iter().enumerate() {
-                            panel[kk * WIDTH + j] = *v;
-                        }
-                    }
+    fn pack_slices(rows: &[&[f32]], k: usize, held: Held) -> Self {
+        Self::build(rows.len(), k, held, |p, panel| {
+            for (j, row) in rows[p * WIDTH..].iter().take(WIDTH).enumerate() {
+                for (kk, v) in row.iter().enumerate() {
+                    panel[kk * WIDTH + j] = *v;
                 }
-            });
+            }
+        })
     }
 
     /// Packs the transpose of `matrix [rows, columns]`, as a weight `[columns, rows]`.
     pub(crate) fn pack_transposed(matrix: &[f32], columns: usize) -> Self {
         let rows = matrix.len() / columns.max(1);
-        let mut packed = Self::zeros(columns, rows);
-        floats_mut(&mut packed.lines).par_chunks_mut((rows * WIDTH).max(1)).enumerate().for_each(
-            |(p, panel)| {
-                let from = p * WIDTH..((p + 1) * WIDTH).min(columns);
-                for (line, row) in panel.chunks_exact_mut(WIDTH).zip(matrix.chunks_exact(columns)) {
-                    line[..from.len()].copy_from_slice(&row[from.clone()]);
-                }
-            },
-        );
-        packed
+        Self::build(columns, rows, Held::default(), |p, panel| {
+            let from = p * WIDTH..((p + 1) * WIDTH).min(columns);
+            for (line, row) in panel.chunks_exact_mut(WIDTH).zip(matrix.chunks_exact(columns)) {
+                line[..from.len()].copy_from_slice(&row[from.clone()]);
+            }
+        })
     }
 
-    /// The packed transpose `[k, out]`: the way back through a multiply.
+    /// The packed transpose `[k, out]`, f32: the way back through a multiply.
     pub(crate) fn transposed(&self) -> Self {
         let (out, k) = (self.out, self.k);
-        let mut packed = Self::zeros(k, out);
-        floats_mut(&mut packed.lines).par_chunks_mut((out * WIDTH).max(1)).enumerate().for_each(
-            |(q, panel)| {
-                let from = q * WIDTH..((q + 1) * WIDTH).min(k);
-                for (o, line) in panel.chunks_exact_mut(WIDTH).enumerate() {
-                    let source = floats(self.panel(o / WIDTH));
-                    for (to, kk) in line.iter_mut().zip(from.clone()) {
-                        *to = source[kk * WIDTH + o % WIDTH];
-                    }
+        let mut wide = Vec::new();
+        let all = floats(self.lines().unwrap_or_else(|| {
+            self.widen(0..self.count(), &mut wide);
+            &wide
+        }));
+        Self::build(k, out, Held::default(), |q, panel| {
+            let from = q * WIDTH..((q + 1) * WIDTH).min(k);
+            for (o, line) in panel.chunks_exact_mut(WIDTH).enumerate() {
+                let source = &all[o / WIDTH * k * WIDTH..];
+                for (to, kk) in line.iter_mut().zip(from.clone()) {
+                    *to = source[kk * WIDTH + o % WIDTH];
                 }
-            },
-        );
-        packed
+            }
+        })
     }
 
-    fn zeros(out: usize, k: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); out.div_ceil(WIDTH) * k * WIDTH / 16], out, k }
+    /// `fill(p, panel)` writes panel p, `[k, WIDTH]`, over zeros.
+    fn build(out: usize, k: usize, held: Held, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        Self { storage: Storage::build(out.div_ceil(WIDTH), k, held, fill), out, k }
     }
 
     /// Output columns.
@@ -126,15 +110,39 @@ impl Panels {
         self.k
     }
 
+    /// What it is held in.
+    pub fn held(&self) -> Held {
+        self.storage.held()
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.storage.bytes()
+    }
+
     /// Number of panels.
     pub(crate) fn count(&self) -> usize {
         self.out.div_ceil(WIDTH)
     }
 
-    /// Panel `p`, `[k, WIDTH]`.
-    pub(crate) fn panel(&self, p: usize) -> &[Line] {
-        let size = self.k * WIDTH / 16;
-        &self.lines[p * size..(p + 1) * size]
+    /// All panels, `[count, k, WIDTH]`, where they are held in f32.
+    pub(crate) fn lines(&self) -> Option<&[Line]> {
+        self.storage.lines()
+    }
+
+    /// Some panels widened to f32, `[panels, k, WIDTH]`.
+    pub(crate) fn widen(&self, panels: Range<usize>, to: &mut Vec<Line>) {
+        self.storage.widen(panels, self.k, to);
+    }
+
+    /// Of int8, panels as 16-bit codes.
+    pub(crate) fn pairs(&self, panels: Range<usize>, to: &mut Vec<CodeLine>) {
+        self.storage.pairs(panels, self.k, to);
+    }
+
+    /// Of int8, the scales of a panel's columns.
+    pub(crate) fn scales(&self, panel: usize) -> &[f32] {
+        self.storage.scales(panel)
     }
 
     /// Rows `ids` of the original weight, `[ids.len(), k]`: the embedding of a model that ties it to `lm_head`.
@@ -143,15 +151,13 @@ impl Panels {
             bail!("gather: row {id} of a weight with {} rows", self.out);
         }
         let mut data = vec![0.0f32; ids.len() * self.k];
-        data.par_chunks_mut(self.k.max(1)).zip(ids).for_each(|(row, id)| self.row(*id as usize, row));
+        let rows = data.par_chunks_mut(self.k.max(1)).zip(ids);
+        rows.for_each(|(row, id)| self.row(*id as usize, row));
         Tensor::from_vec(data, (ids.len(), self.k), &candle_core::Device::Cpu)
     }
 
     /// Copies row `id` of the original weight, `[k]`.
     pub(crate) fn row(&self, id: usize, to: &mut [f32]) {
-        let panel = floats(self.panel(id / WIDTH));
-        for (kk, v) in to.iter_mut().enumerate() {
-            *v = panel[kk * WIDTH + id % WIDTH];
-        }
+        self.storage.column(id, self.k, to);
     }
 }

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use crate::cpu::f32_slice;
 use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::math;
-use crate::cpu::tile::{MAX_ROWS, Tile, WIDTH, multiply};
+use crate::cpu::multiplier::{Multiplier, Rows};
+use crate::cpu::tile::{MAX_ROWS, Tile, WIDTH};
 use crate::panels::Panels;
 
 /// Rows handled before the next pass over the weight.
@@ -81,10 +82,11 @@ pub fn token_reward(hidden: &Tensor, weight: &Panels, targets: &[u32]) -> Result
 
     let mut out = TokenReward::default();
     for (hidden, targets) in hidden.chunks(ROWS * d.max(1)).zip(targets.chunks(ROWS)) {
+        let rows = Rows::new(hidden, weight);
         let chunks: Vec<Vec<Partial>> = (0..weight.out_dim().div_ceil(CHUNK))
             .into_par_iter()
             .with_max_len(1)
-            .map(|c| walk(hidden, weight, targets, c * CHUNK))
+            .map(|c| walk(&rows, weight, targets, c * CHUNK))
             .collect();
         for row in 0..targets.len() {
             let p = chunks.iter().fold(Partial::EMPTY, |p, chunk| p.merge(chunk[row]));
@@ -99,19 +101,21 @@ pub fn token_reward(hidden: &Tensor, weight: &Panels, targets: &[u32]) -> Result
 }
 
 /// The states of all rows over columns `begin .. begin + CHUNK`.
-fn walk(hidden: &[f32], weight: &Panels, targets: &[u32], begin: usize) -> Vec<Partial> {
-    let isa = Isa::detect();
-    let d = weight.in_dim();
+fn walk(rows: &Rows<'_>, weight: &Panels, targets: &[u32], begin: usize) -> Vec<Partial> {
+    let tile_rows = Isa::detect().rows();
+    let mut multiplier = Multiplier::new(rows, weight);
     let mut partials = vec![Partial::EMPTY; targets.len()];
     let mut tile = Tile::new();
     let mut logits = [0.0f32; MAX_ROWS * COLUMNS];
     let end = (begin + CHUNK).min(weight.out_dim());
     for first in (begin..end).step_by(COLUMNS) {
         let columns = COLUMNS.min(end - first);
-        for start in (0..targets.len()).step_by(MAX_ROWS) {
-            let count = MAX_ROWS.min(targets.len() - start);
-            for (p, column) in (first..first + columns).step_by(WIDTH).enumerate() {
-                multiply(isa, &hidden[start * d..], d, count, d, weight.panel(column / WIDTH), &mut tile);
+        let panels = first / WIDTH..(first + columns).div_ceil(WIDTH);
+        multiplier.load(panels.clone());
+        for start in (0..targets.len()).step_by(tile_rows) {
+            let count = tile_rows.min(targets.len() - start);
+            for (p, panel) in panels.clone().enumerate() {
+                multiplier.tile(panel, start, count, &mut tile);
                 for i in 0..count {
                     logits[i * COLUMNS + p * WIDTH..][..WIDTH].copy_from_slice(tile.row(i));
                 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use common::{noise, wide};
-use qrm_kernels::cuda::{self, Float, Form, Gpu, Linear, Matrix, Plan, Rotation, Vector};
+use qrm_kernels::Float;
+use qrm_kernels::cuda::{self, Form, Gpu, Linear, Matrix, Plan, Rotation, Vector};
 use qrm_kernels::{RopeTable, Segment, reference};
 
 const DTYPES: [Float; 3] = [Float::F32, Float::F16, Float::BF16];

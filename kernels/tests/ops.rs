@@ -5,30 +5,15 @@ mod common;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use common::{noise, wide};
+use common::{close, noise, tensor, values, wide};
 use proptest::prelude::*;
 use qrm_kernels::{
-    BLOCK, Fresh, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, keys_and_values, linear,
-    prefix_attention, qk_rope, reference, rms_norm, swiglu, token_reward,
+    BLOCK, Fresh, Held, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, keys_and_values,
+    linear, prefix_attention, qk_rope, reference, rms_norm, swiglu, token_reward,
 };
 
-fn tensor(v: &[f32], rows: usize) -> Tensor {
-    Tensor::from_slice(v, (rows, v.len() / rows.max(1)), &Device::Cpu).unwrap()
-}
-
-fn values(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
-}
-
 fn packed(weights: &[&Tensor]) -> Weight {
-    Weight::Packed(Arc::new(Panels::pack_rows(weights).unwrap()))
-}
-
-fn close(got: &[f32], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len());
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((f64::from(*g) - w).abs() <= tolerance * (1.0 + w.abs()), "[{i}]: {g}, not {w}");
-    }
+    Weight::Packed(Arc::new(Panels::pack_rows(weights, Held::default()).unwrap()))
 }
 
 #[test]

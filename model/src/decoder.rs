@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 #[cfg(feature = "cuda")]
 use qrm_kernels::{Device, cuda};
 use qrm_kernels::{Fresh, KvCache, Layout, Norm, Panels, QkNorm, RopeTable, Rows, Segment};
@@ -17,7 +17,7 @@ use crate::projection::Projection;
 
 /// Where token embeddings come from.
 pub(crate) enum Embedding {
-    /// A matrix, `[V, d]`.
+    /// A matrix, `[V, d]`, in the type that weights are held in.
     Matrix(Tensor),
     /// The packed `lm_head`, read row by row: one copy in memory.
     Tied(Arc<Panels>),
@@ -187,7 +187,7 @@ impl Decoder {
         match &self.embedding {
             Embedding::Matrix(matrix) => {
                 let ids = Tensor::from_slice(token_ids, token_ids.len(), &candle_core::Device::Cpu)?;
-                matrix.index_select(&ids, 0).map(Rows::from)
+                matrix.index_select(&ids, 0)?.to_dtype(DType::F32).map(Rows::from)
             }
             Embedding::Tied(panels) => panels.gather(token_ids).map(Rows::from),
             #[cfg(feature = "cuda")]

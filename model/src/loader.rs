@@ -25,13 +25,13 @@ impl<'a> Loader<'a> {
     /// Nothing trained.
     pub(crate) fn fixed(checkpoint: &'a mut Checkpoint) -> Self {
         let (parameters, rng) = (Parameters::default(), StdRng::seed_from_u64(0));
-        Self { checkpoint, device: Device::Cpu, method: None, parameters, rng }
+        Self { checkpoint, device: Device::default(), method: None, parameters, rng }
     }
 
     /// To be trained by `method`; `seed` makes what the checkpoint does not hold.
     pub(crate) fn training(checkpoint: &'a mut Checkpoint, method: &'a Method, seed: u64) -> Self {
         let (method, rng) = (Some(method), StdRng::seed_from_u64(seed));
-        Self { checkpoint, device: Device::Cpu, method, parameters: Parameters::default(), rng }
+        Self { checkpoint, device: Device::default(), method, parameters: Parameters::default(), rng }
     }
 
     /// What is loaded from now on lies on `device`.
@@ -71,7 +71,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Embedding, CheckpointError> {
         let table = self.tensor(name, &shape)?;
         match &self.device {
-            Device::Cpu => Ok(Embedding::Matrix(table)),
+            device @ Device::Cpu(_) => device.table(&table).map(Embedding::Matrix).map_err(broken),
             #[cfg(feature = "cuda")]
             device => match device.weight(&table).map_err(broken)? {
                 Weight::Cuda(table) => Ok(Embedding::Cuda(table)),

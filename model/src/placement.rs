@@ -20,7 +20,7 @@ pub struct Placement {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self::on(Device::Cpu)
+        Self::on(Device::default())
     }
 }
 
@@ -48,13 +48,13 @@ impl Placement {
 
     /// Whether all of it is on the CPU.
     pub fn is_cpu(&self) -> bool {
-        self.devices.iter().all(|device| device.is(&Device::Cpu))
+        self.devices.iter().all(Device::is_cpu)
     }
 
     /// Bytes of a number among keys and values.
     pub(crate) fn kv_size(&self) -> usize {
         match self.first() {
-            Device::Cpu => size_of::<f32>(),
+            Device::Cpu(_) => size_of::<f32>(),
             #[cfg(feature = "cuda")]
             Device::Cuda(_, weights) => weights.dtype.size(),
         }
@@ -71,11 +71,11 @@ impl Placement {
     /// The parts of a decoder of `layers` layers.
     pub(crate) fn parts(&self, layers: usize, rope: &Arc<RopeTable>) -> Result<Vec<Part>> {
         let count = self.devices.len();
-        let on_cpu = self.devices.iter().filter(|device| device.is(&Device::Cpu)).count();
+        let on_cpu = self.devices.iter().filter(|device| device.is_cpu()).count();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let part = |(i, device): (usize, &Device)| {
             let pool = match device {
-                Device::Cpu if count > 1 => {
+                Device::Cpu(_) if count > 1 => {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / on_cpu).max(1));
                     Some(pool.build().map_err(candle_core::Error::wrap)?)
                 }
@@ -84,7 +84,7 @@ impl Placement {
             Ok(Part {
                 #[cfg(feature = "cuda")]
                 rotation: match device {
-                    Device::Cpu => None,
+                    Device::Cpu(_) => None,
                     Device::Cuda(gpu, _) => Some(Arc::new(cuda::Rotation::upload(gpu, rope)?)),
                 },
                 device: device.clone(),
@@ -118,7 +118,7 @@ impl Part {
     ) -> Result<Layout> {
         let layout = Layout::new(forest.positions.clone(), forest.segments.clone(), rope, rows.into());
         match &self.device {
-            Device::Cpu => {
+            Device::Cpu(_) => {
                 let _ = (config, continued);
                 Ok(layout)
             }

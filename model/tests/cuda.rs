@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qrm_kernels::cuda::{Float, Gpu};
-use qrm_kernels::{Device, Weights};
+use qrm_kernels::cuda::Gpu;
+use qrm_kernels::{Device, Float, Int8, Weights};
 use qrm_model::{BatchScores, Placement, PrefixCache, RewardModel, Trajectory};
 
 const FIXTURES: [&str; 7] = [
@@ -47,12 +47,12 @@ fn as_on_the_cpu() {
     for name in FIXTURES {
         let cpu = RewardModel::load(&fixture(name)).unwrap().score(&batch).unwrap();
         // f32 as the contract has it; the others within 3e-2 of the results' scale.
-        let plain = |dtype| Weights { dtype, int8: false };
+        let plain = |dtype| Weights { dtype, int8: Int8::Nothing };
         for (weights, absolute, of_scale) in [
             (plain(Float::F32), 2e-4, 1e-4),
             (plain(Float::F16), 0.0, 3e-2),
             (plain(Float::BF16), 0.0, 3e-2),
-            (Weights { dtype: Float::BF16, int8: true }, 0.0, 6e-2),
+            (Weights { dtype: Float::BF16, int8: Int8::Layers }, 0.0, 6e-2),
         ] {
             let placement = Placement::on(Device::Cuda(gpu.clone(), weights));
             let model = RewardModel::load_on(&fixture(name), &placement).unwrap();
@@ -87,7 +87,7 @@ fn split_over_all_gpus() {
         Err(why) => return eprintln!("skipped: {why}"),
     };
     let batch = batch();
-    let exact = Weights { dtype: Float::F32, int8: false };
+    let exact = Weights { dtype: Float::F32, int8: Int8::Nothing };
     let gpus: Vec<Device> = (0..count).map(|i| Device::Cuda(Gpu::open(i).unwrap(), exact)).collect();
     let whole = RewardModel::load_on(&fixture("qwen2"), &Placement::on(gpus[0].clone())).unwrap();
     let parts = RewardModel::load_on(&fixture("qwen2"), &Placement::split(gpus)).unwrap();

@@ -10,7 +10,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn split(name: &str, parts: usize) -> RewardModel {
-    RewardModel::load_on(&fixture(name), &Placement::split(vec![Device::Cpu; parts])).unwrap()
+    RewardModel::load_on(&fixture(name), &Placement::split(vec![Device::default(); parts])).unwrap()
 }
 
 fn ids(seed: u32, n: usize) -> Vec<u32> {

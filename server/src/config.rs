@@ -104,7 +104,7 @@ pub(crate) struct EngineArgs {
     /// One copy with its layers divided over the devices, for a model that is too large for one of them.
     #[arg(long, env = "QRM_SPLIT_LAYERS")]
     pub(crate) split_layers: bool,
-    /// What weights and multiplies are in; the CPU has f32 alone.
+    /// What weights are held in.
     #[arg(long, env = "QRM_DTYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
     /// Compute threads; 0 = one per core.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use qrm_kernels::Device;
+use qrm_kernels::{Device, Float, Int8, Weights};
 use qrm_model::Placement;
 
 /// What `--device` may say.
@@ -29,10 +29,13 @@ pub(crate) enum Dtype {
     /// f32 on the CPU, bf16 on GPUs.
     Auto,
     F32,
+    /// Half the memory. The CPU holds weights in it and computes in f32.
     Bf16,
     F16,
-    /// One byte a weight of the layers, multiplied by as bf16; on GPUs.
+    /// One byte a weight of the layers, a quarter of the memory. The CPU multiplies in integers, a GPU in bf16.
     Int8,
+    /// A vocabulary head too, and an embedding that is the same matrix; on the CPU.
+    Int8All,
 }
 
 /// The devices that were opened, ready for every model that is loaded.
@@ -98,9 +101,9 @@ impl Devices {
         ensure!(on_cpu == 0 || on_cpu == names.len(), "--device {}: CPU and GPU do not mix", list(&names));
         let dtype = match (dtype, on_cpu) {
             (Dtype::Auto, 0) => Dtype::Bf16,
-            (Dtype::Auto | Dtype::F32, _) => Dtype::F32,
-            (dtype, 0) => dtype,
-            (dtype, _) => bail!("--dtype {}: the CPU computes in f32", word(dtype)),
+            (Dtype::Auto, _) => Dtype::F32,
+            (Dtype::Int8All, 0) => bail!("--dtype int8-all: a GPU has embedding and head in bf16; say int8"),
+            (dtype, _) => dtype,
         };
         let open = |name: &Name| open(*name, dtype).with_context(|| format!("--device {name}"));
         let devices = names.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
@@ -114,6 +117,25 @@ impl Devices {
 
 fn list(names: &[Name]) -> String {
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+impl Dtype {
+    /// What weights are held in.
+    fn weights(self, is_cpu: bool) -> Weights {
+        let dtype = match self {
+            Self::F16 => Float::F16,
+            Self::Bf16 => Float::BF16,
+            Self::F32 => Float::F32,
+            Self::Auto | Self::Int8 | Self::Int8All if is_cpu => Float::F32,
+            Self::Auto | Self::Int8 | Self::Int8All => Float::BF16,
+        };
+        let int8 = match self {
+            Self::Int8 => Int8::Layers,
+            Self::Int8All => Int8::All,
+            _ => Int8::Nothing,
+        };
+        Weights { dtype, int8 }
+    }
 }
 
 fn word(dtype: Dtype) -> String {
@@ -136,25 +158,18 @@ fn gpus() -> Result<usize, std::convert::Infallible> {
 
 #[cfg(feature = "cuda")]
 fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
-    use qrm_kernels::Weights;
-    use qrm_kernels::cuda::{Float, Gpu};
-    let Name::Cuda(ordinal) = name else { return Ok(Device::Cpu) };
-    let float = match dtype {
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::Bf16 | Dtype::Auto | Dtype::Int8 => Float::BF16,
-    };
-    let gpu = Gpu::open(ordinal)?;
+    let Name::Cuda(ordinal) = name else { return Ok(Device::Cpu(dtype.weights(true))) };
+    let gpu = qrm_kernels::cuda::Gpu::open(ordinal)?;
     let (free, total) = gpu.memory()?;
     let (free_mib, total_mib) = (free >> 20, total >> 20);
     tracing::info!(device = %name, gpu = gpu.name()?, free_mib, total_mib, "opened");
-    Ok(Device::Cuda(gpu, Weights { dtype: float, int8: dtype == Dtype::Int8 }))
+    Ok(Device::Cuda(gpu, dtype.weights(false)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open(name: Name, _: Dtype) -> anyhow::Result<Device> {
+fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
     match name {
-        Name::Cpu => Ok(Device::Cpu),
+        Name::Cpu => Ok(Device::Cpu(dtype.weights(true))),
         Name::Cuda(_) => {
             bail!("this binary computes on the CPU alone: it was built without the feature `cuda`")
         }
@@ -183,7 +198,7 @@ mod tests {
         let copies = Devices::open(&two, Dtype::Auto, false).unwrap();
         assert_eq!((copies.placements.len(), &*copies.names, &*copies.dtype), (2, "cpu,cpu", "f32"));
         assert_eq!(Devices::open(&two, Dtype::F32, true).unwrap().placements.len(), 1);
-        assert!(Devices::open(&two, Dtype::Bf16, false).is_err());
+        assert_eq!(Devices::open(&two, Dtype::Int8All, false).unwrap().dtype, "int8-all");
         let mixed = Wanted::These(vec![Name::Cpu, Name::Cuda(0)]);
         assert!(Devices::open(&mixed, Dtype::Auto, true).is_err());
     }

@@ -202,8 +202,8 @@ impl Back<'_> {
         let count = len * group;
         let s = &mut *self.s;
         let (mut scores, mut dp) = (Tile::new(), Tile::new());
-        for first in (0..count).step_by(MAX_ROWS) {
-            let tile_rows = MAX_ROWS.min(count - first);
+        for first in (0..count).step_by(isa.rows()) {
+            let tile_rows = isa.rows().min(count - first);
             for half in 0..KEYS / WIDTH {
                 let panel = half * head * WIDTH / 16;
                 multiply(isa, &s.q[first * head..], head, tile_rows, head, &s.k[panel..], &mut scores);
@@ -234,8 +234,8 @@ impl Back<'_> {
         let targets: Vec<usize> = rows(chain, positions).collect();
         let s = &*self.s;
         for ((left, panels), column) in [(&s.ds, &s.q_panels), (&s.p, &s.g_panels)].into_iter().zip(columns) {
-            for first in (0..targets.len()).step_by(MAX_ROWS) {
-                let tile_rows = MAX_ROWS.min(targets.len() - first);
+            for first in (0..targets.len()).step_by(isa.rows()) {
+                let tile_rows = isa.rows().min(targets.len() - first);
                 for d in (0..head).step_by(WIDTH) {
                     let panel = &panels[d * count / 16..];
                     multiply(isa, &left[first * count..], count, tile_rows, count, panel, &mut tile);
@@ -255,8 +255,8 @@ impl Back<'_> {
         let s = &mut *self.s;
         let mut tile = Tile::new();
         let mut ds = [0.0; MAX_ROWS * KEYS];
-        for first in (0..count).step_by(MAX_ROWS) {
-            let tile_rows = MAX_ROWS.min(count - first);
+        for first in (0..count).step_by(isa.rows()) {
+            let tile_rows = isa.rows().min(count - first);
             for i in 0..tile_rows {
                 for key in 0..KEYS {
                     ds[i * KEYS + key] = s.ds[key * count + first + i];

@@ -147,8 +147,8 @@ fn run(
     let end = task.position + task.len;
     for keys in heads.blocks(task.position, end) {
         gather(task, store, heads, keys..(keys + KEYS).min(end), s);
-        for first in (0..rows).step_by(MAX_ROWS) {
-            let count = MAX_ROWS.min(rows - first);
+        for first in (0..rows).step_by(isa.rows()) {
+            let count = isa.rows().min(rows - first);
             if task.position + (first + count - 1) / group < keys {
                 continue; // the whole tile lies before this block
             }

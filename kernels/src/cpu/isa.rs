@@ -33,6 +33,21 @@ impl Isa {
         })
     }
 
+    /// Rows of a tile, at most [`MAX_ROWS`](super::tile::MAX_ROWS): as many as its registers hold, or twice as many.
+    pub(crate) fn rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => 12,
+            _ => 14,
+        }
+    }
+
+    /// Whether [`Isa::Avx512`] has the 16-bit dot product.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vnni() -> bool {
+        is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni")
+    }
+
     /// Every path this machine can run, for tests that compare them.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {

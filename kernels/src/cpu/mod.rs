@@ -1,9 +1,12 @@
 //! What the CPU faces of the ops share.
 
+pub(crate) mod int8;
 pub(crate) mod isa;
 pub(crate) mod math;
+pub(crate) mod multiplier;
 pub(crate) mod output;
 pub(crate) mod product;
+pub(crate) mod storage;
 pub(crate) mod tile;
 
 use std::ops::{Deref, Range};

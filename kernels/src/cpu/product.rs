@@ -4,12 +4,13 @@
 use rayon::prelude::*;
 
 use super::isa::Isa;
+use super::multiplier::{Multiplier, Rows};
 use super::output;
-use super::tile::{MAX_ROWS, Tile, WIDTH, multiply};
+use super::tile::{Tile, WIDTH};
 use crate::panels::Panels;
 
-/// Rows of one task: their inputs stay in L2 while the task's panels pass by.
-const TASK_ROWS: usize = 8 * MAX_ROWS;
+/// Tiles of one task, one below the other: their inputs stay in L2 while the task's panels pass by.
+const TASK_TILES: usize = 8;
 /// Panels of one task.
 const TASK_PANELS: usize = 6;
 
@@ -21,36 +22,43 @@ pub(crate) fn product(
     bias: Option<&[f32]>,
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
-    let (k, out) = (weight.in_dim(), weight.out_dim());
-    let isa = Isa::detect();
-    let row_tasks = n.div_ceil(TASK_ROWS);
+    let out = weight.out_dim();
+    let tile_rows = Isa::detect().rows();
+    let task_rows = TASK_TILES * tile_rows;
+    let row_tasks = n.div_ceil(task_rows);
     let panel_tasks = weight.count().div_ceil(TASK_PANELS);
+    let x = Rows::new(x, weight);
     let fill = |y: output::Output| {
-        (0..row_tasks * panel_tasks).into_par_iter().with_max_len(1).for_each(|task| {
-            let rows = (task % row_tasks) * TASK_ROWS..((task % row_tasks + 1) * TASK_ROWS).min(n);
-            let first = (task / row_tasks) * TASK_PANELS;
-            let mut tile = Tile::new();
-            for p in first..(first + TASK_PANELS).min(weight.count()) {
-                let column = p * WIDTH;
-                let width = WIDTH.min(out - column);
-                for start in rows.clone().step_by(MAX_ROWS) {
-                    let count = MAX_ROWS.min(rows.end - start);
-                    multiply(isa, &x[start * k..], k, count, k, weight.panel(p), &mut tile);
-                    for i in 0..count {
-                        let at = (start + i) * out + column;
-                        // SAFETY: each (row, panel) belongs to one task.
-                        let y = unsafe { y.slice(at, width) };
-                        y.copy_from_slice(&tile.row(i)[..width]);
-                        if let Some(bias) = bias {
-                            y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
-                        }
-                        if let Some(residual) = residual {
-                            y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += r);
+        let tasks = (0..row_tasks * panel_tasks).into_par_iter().with_max_len(1);
+        tasks.for_each_init(
+            || Multiplier::new(&x, weight),
+            |multiplier, task| {
+                let rows = (task % row_tasks) * task_rows..((task % row_tasks + 1) * task_rows).min(n);
+                let first = (task / row_tasks) * TASK_PANELS;
+                let mut tile = Tile::new();
+                for p in first..(first + TASK_PANELS).min(weight.count()) {
+                    let column = p * WIDTH;
+                    let width = WIDTH.min(out - column);
+                    multiplier.load(p..p + 1);
+                    for start in rows.clone().step_by(tile_rows) {
+                        let count = tile_rows.min(rows.end - start);
+                        multiplier.tile(p, start, count, &mut tile);
+                        for i in 0..count {
+                            let at = (start + i) * out + column;
+                            // SAFETY: each (row, panel) belongs to one task.
+                            let y = unsafe { y.slice(at, width) };
+                            y.copy_from_slice(&tile.row(i)[..width]);
+                            if let Some(bias) = bias {
+                                y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
+                            }
+                            if let Some(residual) = residual {
+                                y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += r);
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     };
     // SAFETY: the tasks cover every row and every panel.
     unsafe { output::build(n * out, fill) }

@@ -7,8 +7,9 @@ use candle_core::{Result, bail};
 use cudarc::driver::{CudaSlice, CudaView};
 
 use super::gpu::{Gpu, launch};
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
 use crate::attention::{BLOCK, Segment, chain, check_order, rows};
+use crate::weights::Float;
 
 /// Threads of a block, as the kernels are compiled.
 const THREADS: usize = 128;

@@ -8,8 +8,8 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStrea
 use cudarc::nvrtc::Ptx;
 
 use super::error::GpuError;
-use super::matrix::Float;
 use super::multiply::Multiplier;
+use crate::weights::Float;
 
 /// The modules, one a `.cu`, by its name.
 static FATBINS: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));

@@ -8,7 +8,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use cudarc::driver::CudaSlice;
 
 use super::gpu::{Gpu, launch};
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
+use crate::weights::Float;
 
 /// `[rows, columns]` with one scale a row.
 pub(super) struct Int8 {

@@ -8,42 +8,7 @@ use half::{bf16, f16};
 
 use super::error::GpuError;
 use super::gpu::Gpu;
-
-/// An element type of the kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Float {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// Brain float.
-    BF16,
-}
-
-impl Float {
-    /// Bytes of an element.
-    pub fn size(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
-    }
-
-    /// At the end of a kernel's name.
-    pub(super) fn suffix(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-        }
-    }
-
-    /// candle's name for it.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-        }
-    }
-}
+use crate::weights::Float;
 
 /// `[rows, columns]`, row major.
 pub struct Matrix {

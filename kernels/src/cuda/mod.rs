@@ -28,7 +28,7 @@ mod wgmma;
 pub use attention::{Batch, Plan, Pool, forest_attention, keep, pool};
 pub use error::GpuError;
 pub use gpu::{Gpu, count};
-pub use matrix::{Float, Matrix, Vector};
+pub use matrix::{Matrix, Vector};
 pub use ops::{Linear, Rotation, embed, linear, qk_rope, rms_norm, row_dot, swiglu};
 pub use token_logits::logits_gradient;
 pub use token_reward::{Form, token_reward};

@@ -17,7 +17,8 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::error::GpuError;
 use super::gpu::Gpu;
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
+use crate::weights::Float;
 
 /// Scratch of the library, bytes: what NVIDIA advises for Hopper, more than others need.
 const WORKSPACE: usize = 32 << 20;

@@ -7,11 +7,12 @@ use cudarc::driver::{CudaSlice, CudaView};
 
 use super::gpu::{Gpu, launch};
 use super::int8::Int8;
-use super::matrix::{Float, Matrix, Vector};
+use super::matrix::{Matrix, Vector};
 use super::multiply::{Extra, multiply};
 use super::token_reward::{Form, token_reward};
 use crate::rope::RopeTable;
 use crate::token_reward::TokenReward;
+use crate::weights::Float;
 
 /// Threads of a block, as the kernels are compiled.
 const THREADS: usize = 256;

@@ -5,7 +5,8 @@ use candle_core::{Result, bail};
 use cudarc::driver::CudaView;
 
 use super::gpu::launch;
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
+use crate::weights::Float;
 
 /// Turns a chunk of logits `[n, columns]`, those of the vocabulary's columns `first ..`, into their gradients: with
 /// `p = softmax(Z)` and entropy H, `g_logit · onehot(target) + (g_logsumexp − g_H · (log p + H)) · p`. `scores [4, n]` are

@@ -9,10 +9,11 @@ use candle_core::{Result, bail};
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
 use super::gpu::launch;
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
 use super::multiply::logits;
 use super::wgmma::wgmma;
 use crate::token_reward::TokenReward;
+use crate::weights::Float;
 
 /// How the op is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

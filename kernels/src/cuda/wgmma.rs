@@ -4,8 +4,9 @@ use cudarc::driver::sys::{self, CUlaunchAttribute, CUlaunchAttributeValue, CUlau
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
 
 use super::error::GpuError;
-use super::matrix::{Float, Matrix};
+use super::matrix::Matrix;
 use super::token_reward::RowState;
+use crate::weights::Float;
 
 const THREADS: u32 = 384;
 /// `Shared` of the kernel, four stages of 128 + 256 rows of 64 and their barriers, from an address that is a multiple of

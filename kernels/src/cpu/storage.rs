@@ -1,0 +1,163 @@
+//! How packed weights are held: in full, in half, or in a byte. What is held in less is widened panel by panel where it
+//! is used, once for all rows that pass by, so that memory shrinks and the multiply's inner loop stays the same.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::int8::{self, CodeLine};
+use super::isa::multiversion;
+use super::tile::{Line, WIDTH, floats, floats_mut};
+use crate::weights::{Float, Held};
+
+/// Panels `[k, WIDTH]`, one after the other.
+#[derive(Clone)]
+pub(crate) enum Storage {
+    F32(Vec<Line>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    /// Pairs of rows, `[⌈k/2⌉, WIDTH, 2]`, the last padded with zeros, and a scale for each column.
+    Int8 {
+        codes: Vec<i8>,
+        scales: Vec<f32>,
+    },
+}
+
+impl Storage {
+    /// `count` panels; `fill(p, panel)` writes the floats of panel p over zeros.
+    pub(crate) fn build(count: usize, k: usize, held: Held, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let size = k * WIDTH;
+        let scratch = || vec![0.0f32; size];
+        let filled = |panel: &mut Vec<f32>, p: usize| {
+            panel.fill(0.0);
+            fill(p, panel);
+        };
+        match held {
+            Held::Float(Float::F32) => {
+                let mut lines = vec![Line([0.0; 16]); count * size / 16];
+                let panels = floats_mut(&mut lines).par_chunks_mut(size.max(1)).enumerate();
+                panels.for_each(|(p, panel)| fill(p, panel));
+                Self::F32(lines)
+            }
+            Held::Float(Float::F16) => {
+                let mut all = vec![f16::ZERO; count * size];
+                all.par_chunks_mut(size.max(1)).enumerate().for_each_init(scratch, |panel, (p, to)| {
+                    filled(panel, p);
+                    to.convert_from_f32_slice(panel);
+                });
+                Self::F16(all)
+            }
+            Held::Float(Float::BF16) => {
+                let mut all = vec![bf16::ZERO; count * size];
+                all.par_chunks_mut(size.max(1)).enumerate().for_each_init(scratch, |panel, (p, to)| {
+                    filled(panel, p);
+                    to.convert_from_f32_slice(panel);
+                });
+                Self::Bf16(all)
+            }
+            Held::Int8 => {
+                let bytes = int8::bytes(k);
+                let mut codes = vec![0i8; count * bytes];
+                let mut scales = vec![0.0f32; count * WIDTH];
+                let panels = codes.par_chunks_mut(bytes.max(1)).zip(scales.par_chunks_mut(WIDTH));
+                panels.enumerate().for_each_init(scratch, |panel, (p, (codes, scales))| {
+                    filled(panel, p);
+                    int8::encode(panel, codes, scales);
+                });
+                Self::Int8 { codes, scales }
+            }
+        }
+    }
+
+    /// What it is held in.
+    pub(crate) fn held(&self) -> Held {
+        match self {
+            Self::F32(_) => Held::Float(Float::F32),
+            Self::F16(_) => Held::Float(Float::F16),
+            Self::Bf16(_) => Held::Float(Float::BF16),
+            Self::Int8 { .. } => Held::Int8,
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::F32(lines) => size_of_val(&lines[..]),
+            Self::F16(all) => size_of_val(&all[..]),
+            Self::Bf16(all) => size_of_val(&all[..]),
+            Self::Int8 { codes, scales } => codes.len() + size_of_val(&scales[..]),
+        }
+    }
+
+    /// All panels, where they are held in f32.
+    pub(crate) fn lines(&self) -> Option<&[Line]> {
+        match self {
+            Self::F32(lines) => Some(lines),
+            _ => None,
+        }
+    }
+
+    /// Floats of `panels`.
+    pub(crate) fn widen(&self, panels: Range<usize>, k: usize, to: &mut Vec<Line>) {
+        let size = k * WIDTH;
+        let range = panels.start * size..panels.end * size;
+        to.resize(range.len() / 16, Line([0.0; 16]));
+        match self {
+            Self::F32(lines) => to.copy_from_slice(&lines[range.start / 16..range.end / 16]),
+            Self::F16(all) => all[range].convert_to_f32_slice(floats_mut(to)),
+            Self::Bf16(all) => widen_bf16(&all[range], floats_mut(to)),
+            Self::Int8 { codes, scales } => {
+                let bytes = int8::bytes(k);
+                for (p, to) in panels.zip(floats_mut(to).chunks_exact_mut(size.max(1))) {
+                    int8::decode(&codes[p * bytes..][..bytes], &scales[p * WIDTH..][..WIDTH], to);
+                }
+            }
+        }
+    }
+
+    /// Of int8, codes of `panels` as 16-bit pairs.
+    pub(crate) fn pairs(&self, panels: Range<usize>, k: usize, to: &mut Vec<CodeLine>) {
+        if let Self::Int8 { codes, .. } = self {
+            let bytes = int8::bytes(k);
+            int8::widen(&codes[panels.start * bytes..panels.end * bytes], to);
+        }
+    }
+
+    /// Of int8, the scales of panel `p`.
+    pub(crate) fn scales(&self, p: usize) -> &[f32] {
+        match self {
+            Self::Int8 { scales, .. } => &scales[p * WIDTH..][..WIDTH],
+            _ => &[],
+        }
+    }
+
+    /// Column `column`, `[k]`.
+    pub(crate) fn column(&self, column: usize, k: usize, to: &mut [f32]) {
+        let (p, j) = (column / WIDTH, column % WIDTH);
+        let at = |kk: usize| (p * k + kk) * WIDTH + j;
+        let values = to.iter_mut().enumerate();
+        match self {
+            Self::F32(lines) => {
+                let all = floats(lines);
+                values.for_each(|(kk, v)| *v = all[at(kk)]);
+            }
+            Self::F16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
+            Self::Bf16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
+            Self::Int8 { codes, scales } => {
+                let panel = &codes[p * int8::bytes(k)..];
+                values.for_each(|(kk, v)| *v = f32::from(panel[int8::at(kk, j)]) * scales[column]);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// bf16 is the upper half of an f32.
+    fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Models whose weights are held in less than f32, against the same in f32.
+
+use std::path::{Path, PathBuf};
+
+use qrm_kernels::{Device, Float, Int8, Weights};
+use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
+
+const FIXTURES: [&str; 8] = [
+    "llama-sequence-classification",
+    "llama-tied",
+    "llama3-rope",
+    "mistral-window",
+    "qwen2",
+    "qwen2-peaked",
+    "qwen2-token-classification",
+    "qwen3",
+];
+
+fn directory(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+fn load(name: &str, weights: Weights) -> RewardModel {
+    RewardModel::load_on(&directory(name), &Placement::on(Device::Cpu(weights))).unwrap()
+}
+
+fn batch(model: &RewardModel) -> Vec<Trajectory> {
+    let ids = |n: usize, salt: usize| -> Vec<u32> {
+        (0..n).map(|t| ((t * 31 + salt * 17) % model.vocab_size()) as u32).collect()
+    };
+    let one = |i: usize| Trajectory {
+        prompt_ids: ids(5 + i % 3 * 4, i / 2).into(),
+        response_ids: ids(1 + i * 5, i + 9).into(),
+    };
+    (0..6).map(one).collect()
+}
+
+#[test]
+fn every_type_stays_near_f32_and_keeps_its_bits() {
+    // Means over all tokens: random weights of this size have a few tokens that any rounding moves much further.
+    let types = [
+        (Weights { dtype: Float::F16, int8: Int8::Nothing }, 1e-3),
+        (Weights { dtype: Float::BF16, int8: Int8::Nothing }, 8e-3),
+        (Weights { dtype: Float::F32, int8: Int8::Layers }, 3e-2),
+        (Weights { dtype: Float::F32, int8: Int8::All }, 3e-2),
+    ];
+    for name in FIXTURES {
+        let whole = load(name, Weights::default());
+        let batch = batch(&whole);
+        let kind = if whole.head().is_vocabulary() { RewardKind::Advantage } else { RewardKind::Logit };
+        let want = whole.score(&batch).unwrap();
+        let scale = want.scores.iter().flat_map(|s| s.rewards(kind)).fold(0.0f32, |max, r| max.max(r.abs()));
+        for (weights, tolerance) in types {
+            let model = load(name, weights);
+            let together = model.score(&batch).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            assert_eq!(pool.install(|| model.score(&batch)).unwrap().scores, together.scores, "{name}");
+            let mut off = Vec::new();
+            for (i, scores) in together.scores.iter().enumerate() {
+                let alone = model.score(&batch[i..=i]).unwrap();
+                assert_eq!(&alone.scores[0], scores, "{name}, {weights:?}: the batch changed bits");
+                let pairs = scores.rewards(kind).into_iter().zip(want.scores[i].rewards(kind));
+                off.extend(pairs.map(|(got, want)| (got - want).abs() / scale));
+            }
+            let mean = off.iter().sum::<f32>() / off.len() as f32;
+            assert!(mean > 0.0 && mean <= tolerance, "{name}, {weights:?}: off by {mean} of {scale}");
+        }
+    }
+}
