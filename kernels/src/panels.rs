@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::int8::CodeLine;
+use crate::cpu::int8::Quantized;
 use crate::cpu::storage::Storage;
 use crate::cpu::tile::{Line, WIDTH, floats};
 use crate::cpu::values;
@@ -135,14 +135,9 @@ impl Panels {
         self.storage.widen(panels, self.k, to);
     }
 
-    /// Of int8, panels as 16-bit codes.
-    pub(crate) fn pairs(&self, panels: Range<usize>, to: &mut Vec<CodeLine>) {
-        self.storage.pairs(panels, self.k, to);
-    }
-
-    /// Of int8, the scales of a panel's columns.
-    pub(crate) fn scales(&self, panel: usize) -> &[f32] {
-        self.storage.scales(panel)
+    /// Where it is held in int8.
+    pub(crate) fn int8(&self) -> Option<&Quantized> {
+        self.storage.int8()
     }
 
     /// Rows `ids` of the original weight, `[ids.len(), k]`: the embedding of a model that ties it to `lm_head`.

@@ -1,11 +1,15 @@
-//! The multiply in integers. Weights are 8 bits with a scale for each output, rows up to 16 bits with a scale for each
-//! row: as many as a sum of k products in 32 bits carries. The sum is exact, so that its bits are the same in any
-//! batch, on any thread and on any machine, and all that is lost is lost to the weights' rounding.
+//! The multiply in integers. A weight is 8 bits, times a small whole number for each [`GROUP`] of inputs, times a scale
+//! for each output; rows are up to 16 bits with a scale for each row. Sums of [`BLOCK`] products are exact in 32 bits
+//! and are added up as floats in a fixed order, so that the bits are the same in any batch, on any thread and on any
+//! machine, and all that is lost is lost to the weights' rounding.
 //!
 //! Why 16 bits for the rows: a few channels of a language model's activations are a hundred times larger than the rest, and
 //! 8 bits for all of a row leave nothing for the others. The 16-bit multiply-add (`pmaddwd`) has half the rate of the
 //! 8-bit one on machines with VNNI, and nearly the same without, where that one cannot take full-range weights at all.
+//! And as weights are widened to 16 bits anyway, their groups' scales cost nothing if they are whole numbers.
 #![allow(unsafe_code)]
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -15,6 +19,26 @@ use super::tile::{MAX_ROWS, Tile, WIDTH};
 
 /// Largest code of a weight.
 const WEIGHT: f32 = 127.0;
+/// Inputs that share a factor.
+const GROUP: usize = 32;
+/// Largest factor of a group.
+const FACTOR: f32 = 16.0;
+/// Inputs whose products are summed up as integers.
+const BLOCK: usize = 512;
+
+/// A weight `[out, k]` as panels of codes.
+#[derive(Clone)]
+pub(crate) struct Quantized {
+    /// Of each panel `[⌈k/2⌉, WIDTH, 2]`: pairs of inputs, the last padded with zeros.
+    codes: Vec<i8>,
+    /// Of each panel `[⌈k/GROUP⌉, WIDTH]`.
+    factors: Vec<u8>,
+    /// `[panels, WIDTH]`; NaN of an output whose weights are not all finite.
+    scales: Vec<f32>,
+    /// The largest code a row may have for the sums to fit 32 bits.
+    limit: i32,
+    k: usize,
+}
 
 /// Thirty-two codes on a cache line of their own: sixteen columns of a pair of rows.
 #[derive(Debug, Clone, Copy)]
@@ -30,63 +54,126 @@ pub(crate) struct Codes {
     scales: Vec<f32>,
 }
 
-/// Bytes of a panel of codes.
-pub(crate) fn bytes(k: usize) -> usize {
-    k.div_ceil(2) * 2 * WIDTH
+impl Quantized {
+    /// Of `count` panels; `fill(p, panel)` writes the floats of panel p over zeros.
+    pub(crate) fn build(count: usize, k: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let (bytes, groups) = (k.div_ceil(2) * 2 * WIDTH, k.div_ceil(GROUP) * WIDTH);
+        let mut codes = vec![0; count * bytes];
+        let mut factors = vec![0; count * groups];
+        let mut scales = vec![0.0; count * WIDTH];
+        let panels = codes.par_chunks_mut(bytes.max(1)).zip(factors.par_chunks_mut(groups.max(1)));
+        let panels = panels.zip(scales.par_chunks_mut(WIDTH)).enumerate();
+        let largest = panels.map_init(
+            || vec![0.0; k * WIDTH],
+            |panel, (p, ((codes, factors), scales))| {
+                panel.fill(0.0);
+                fill(p, panel);
+                (0..WIDTH).map(|j| encode(panel, j, codes, factors, &mut scales[j])).max().unwrap_or(0)
+            },
+        );
+        let limit = i32::MAX / largest.max().unwrap_or(0).max(i32::MAX / i32::from(i16::MAX));
+        Self { codes, factors, scales, limit, k }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.codes.len() + self.factors.len() + size_of_val(&self.scales[..])
+    }
+
+    /// The codes of a panel, and its groups' factors.
+    fn panel(&self, p: usize) -> (&[i8], &[u8]) {
+        let (bytes, groups) = (self.k.div_ceil(2) * 2 * WIDTH, self.k.div_ceil(GROUP) * WIDTH);
+        (&self.codes[p * bytes..][..bytes], &self.factors[p * groups..][..groups])
+    }
+
+    /// What a panel's columns are scaled by.
+    pub(crate) fn scales(&self, p: usize) -> &[f32] {
+        &self.scales[p * WIDTH..][..WIDTH]
+    }
+
+    /// Panels as the multiply takes them: codes times factors.
+    pub(crate) fn pairs(&self, panels: Range<usize>, to: &mut Vec<CodeLine>) {
+        let lines = self.k.div_ceil(2) * WIDTH / 16;
+        to.resize(panels.len() * lines, CodeLine([0; 32]));
+        for (p, to) in panels.zip(to.chunks_exact_mut(lines.max(1))) {
+            let (codes, factors) = self.panel(p);
+            widen(codes, factors, to);
+        }
+    }
+
+    /// Column `column`, `[k]`.
+    pub(crate) fn column(&self, column: usize, to: &mut [f32]) {
+        let (codes, factors) = self.panel(column / WIDTH);
+        let j = column % WIDTH;
+        for (kk, x) in to.iter_mut().enumerate() {
+            let factor = f32::from(factors[kk / GROUP * WIDTH + j]);
+            *x = f32::from(codes[at(kk, j)]) * factor * self.scales[column];
+        }
+    }
 }
 
 /// Where a panel has its element `[kk, j]`.
-pub(crate) fn at(kk: usize, j: usize) -> usize {
+fn at(kk: usize, j: usize) -> usize {
     (kk / 2 * WIDTH + j) * 2 + kk % 2
 }
 
-/// One panel `[k, WIDTH]` as codes `[⌈k/2⌉, WIDTH, 2]` and their `scales [WIDTH]`; NaN of a column that is not finite.
-pub(crate) fn encode(panel: &[f32], codes: &mut [i8], scales: &mut [f32]) {
-    for (j, scale) in scales.iter_mut().enumerate() {
-        let column = || panel[j..].iter().step_by(WIDTH);
-        let max = column().fold(0.0f32, |max, x| max.max(x.abs()));
-        *scale = if column().all(|x| x.is_finite()) { max / WEIGHT } else { f32::NAN };
-        for (kk, x) in column().enumerate() {
-            let code = if *scale > 0.0 { (x / *scale).round().clamp(-WEIGHT, WEIGHT) } else { 0.0 };
-            codes[at(kk, j)] = code as i8;
-        }
+/// Column j of `panel [k, WIDTH]` as codes, factors and a scale. Gives the largest sum of a block's codes, signs aside.
+fn encode(panel: &[f32], j: usize, codes: &mut [i8], factors: &mut [u8], scale: &mut f32) -> i32 {
+    let column: Vec<f32> = panel[j..].iter().step_by(WIDTH).copied().collect();
+    let largest = |part: &[f32]| part.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let unit = largest(&column) / WEIGHT / FACTOR;
+    *scale = if column.iter().all(|x| x.is_finite()) { unit } else { f32::NAN };
+    if !(*scale > 0.0) {
+        return 0; // the codes are zeros
     }
+    let mut most = 0;
+    for (b, block) in column.chunks(BLOCK).enumerate() {
+        let mut sum = 0;
+        for (g, group) in block.chunks(GROUP).enumerate() {
+            let first = b * BLOCK + g * GROUP;
+            let factor = (largest(group) / WEIGHT / unit).ceil().clamp(1.0, FACTOR);
+            factors[first / GROUP * WIDTH + j] = factor as u8;
+            for (kk, x) in group.iter().enumerate() {
+                let code = (x / (unit * factor)).round().clamp(-WEIGHT, WEIGHT);
+                codes[at(first + kk, j)] = code as i8;
+                sum += (code.abs() * factor) as i32;
+            }
+        }
+        most = most.max(sum);
+    }
+    most
 }
 
-/// The way back, to `panel [k, WIDTH]`.
-pub(crate) fn decode(codes: &[i8], scales: &[f32], panel: &mut [f32]) {
-    for (kk, row) in panel.chunks_exact_mut(WIDTH).enumerate() {
-        for (j, (x, scale)) in row.iter_mut().zip(scales).enumerate() {
-            *x = f32::from(codes[at(kk, j)]) * scale;
-        }
-    }
-}
-
-/// Codes as the multiply takes them.
-pub(crate) fn widen(codes: &[i8], to: &mut Vec<CodeLine>) {
-    multiversion! {
-        fn widen(codes: &[i8], to: &mut [CodeLine]) {
-            for (line, codes) in to.iter_mut().zip(codes.chunks_exact(32)) {
-                for (to, code) in line.0.iter_mut().zip(codes) {
-                    *to = i16::from(*code);
+multiversion! {
+    fn widen(codes: &[i8], factors: &[u8], to: &mut [CodeLine]) {
+        const PAIR: usize = 2 * WIDTH;
+        let groups = codes.chunks(GROUP / 2 * PAIR).zip(factors.chunks_exact(WIDTH));
+        for ((codes, factors), lines) in groups.zip(to.chunks_mut(GROUP / 2 * PAIR / 32)) {
+            let mut twice = [0i16; PAIR];
+            for (to, factor) in twice.chunks_exact_mut(2).zip(factors) {
+                to.fill(i16::from(*factor));
+            }
+            for (codes, lines) in codes.chunks_exact(PAIR).zip(lines.chunks_exact_mut(2)) {
+                for (h, line) in lines.iter_mut().enumerate() {
+                    for i in 0..32 {
+                        line.0[i] = i16::from(codes[h * 32 + i]) * twice[h * 32 + i];
+                    }
                 }
             }
         }
     }
-    to.resize(codes.len() / 32, CodeLine([0; 32]));
-    widen(codes, to);
 }
 
 impl Codes {
-    /// Of rows `x [n, k]`.
-    pub(crate) fn of(x: &[f32], k: usize) -> Self {
+    /// Of rows `x [n, k]` that `weight` is multiplied by.
+    pub(crate) fn of(x: &[f32], weight: &Quantized) -> Self {
+        let k = weight.k;
         let n = x.len() / k.max(1);
         let stride = k.div_ceil(2) * 2;
-        // k · 127 · limit fits 31 bits.
-        let limit = (i32::MAX as usize / (127 * k.max(1))).min(i16::MAX as usize) as f32;
         let mut values = vec![0i16; n * stride];
         let mut scales = vec![0.0f32; n];
         let rows = values.par_chunks_mut(stride.max(1)).zip(&mut scales).zip(x.par_chunks(k.max(1)));
+        let limit = weight.limit as f32;
         rows.with_min_len(8).for_each(|((codes, scale), row)| *scale = quantize(row, limit, codes));
         Self { values, stride, scales }
     }
@@ -96,20 +183,23 @@ multiversion! {
     /// Codes of a row; what a code is worth.
     fn quantize(row: &[f32], limit: f32, codes: &mut [i16]) -> f32 {
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer held in the low mantissa bits
-        let mut lanes = [0.0f32; math::LANES];
-        let mut sums = [0.0f32; math::LANES];
-        for chunk in row.chunks(math::LANES) {
-            for ((max, sum), x) in lanes.iter_mut().zip(&mut sums).zip(chunk) {
+        let mut largest = [0.0f32; math::LANES];
+        let mut zeros = [0.0f32; math::LANES];
+        let mut see = |chunk: &[f32]| {
+            for ((largest, zero), x) in largest.iter_mut().zip(&mut zeros).zip(chunk) {
                 let x = x.abs();
-                *max = if x > *max { x } else { *max };
-                *sum += x * 0.0; // NaN as soon as something is not finite
+                *largest = if x > *largest { x } else { *largest };
+                *zero += x * 0.0; // NaN as soon as something is not finite
             }
-        }
-        let max = math::tree(lanes, |a, b| if b > a { b } else { a });
-        if math::tree(sums, |a, b| a + b).is_nan() {
+        };
+        let mut chunks = row.chunks_exact(math::LANES);
+        chunks.by_ref().for_each(&mut see);
+        see(chunks.remainder());
+        let largest = math::tree(largest, |a, b| if b > a { b } else { a });
+        if math::tree(zeros, |a, b| a + b).is_nan() {
             return f32::NAN;
         }
-        let (scale, inverse) = (max / limit, limit / max);
+        let (scale, inverse) = (largest / limit, limit / largest);
         if !inverse.is_finite() {
             return scale; // zeros, or nearly: their codes are zeros
         }
@@ -120,7 +210,7 @@ multiversion! {
     }
 }
 
-/// `out[i, j] = rows[first + i] · panel[:, j]` for `count` ≤ [`MAX_ROWS`] rows, in the units that the scales say.
+/// `out[i, j] = rows[first + i] · panel[:, j]` for `count` ≤ [`MAX_ROWS`] rows.
 pub(crate) fn multiply(
     isa: Isa,
     rows: &Codes,
@@ -133,29 +223,34 @@ pub(crate) fn multiply(
     let (pairs, stride) = (rows.stride / 2, rows.stride);
     let a = &rows.values[first * stride..];
     assert!(count <= MAX_ROWS && panel.len() >= 2 * pairs && a.len() >= count * stride);
-    let panel = panel.as_ptr().cast::<i16>();
     let mut sums = [0i32; MAX_ROWS * WIDTH];
-    macro_rules! dispatch {
-        ($kernel:ident: $($n:literal)*) => {
-            match count {
-                // SAFETY: the assertions above bound every access; `isa` was detected on this machine.
-                $($n => unsafe { $kernel::<$n>(a.as_ptr(), stride, pairs, panel, sums.as_mut_ptr()) },)*
-                _ => {}
-            }
-        };
-    }
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if Isa::has_vnni() => dispatch!(vnni: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-    }
-    let rows = out.0.chunks_exact_mut(WIDTH).zip(sums.chunks_exact(WIDTH)).zip(&rows.scales[first..]);
-    for ((out, sums), row) in rows.take(count) {
-        for ((y, sum), column) in out.iter_mut().zip(sums).zip(scales) {
-            *y = *sum as f32 * column * row;
+    let out = &mut out.0[..count * WIDTH];
+    for (b, from) in (0..pairs).step_by(BLOCK / 2).enumerate() {
+        let pairs = (BLOCK / 2).min(pairs - from);
+        let (a, panel) = (a[2 * from..].as_ptr(), panel[2 * from..].as_ptr().cast::<i16>());
+        macro_rules! dispatch {
+            ($kernel:ident: $($n:literal)*) => {
+                match count {
+                    // SAFETY: the assertion above bounds every access; `isa` was detected on this machine.
+                    $($n => unsafe { $kernel::<$n>(a, stride, pairs, panel, sums.as_mut_ptr()) },)*
+                    _ => {}
+                }
+            };
         }
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if Isa::has_vnni() => dispatch!(vnni: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        }
+        match b {
+            0 => out.iter_mut().zip(&sums).for_each(|(y, sum)| *y = *sum as f32),
+            _ => out.iter_mut().zip(&sums).for_each(|(y, sum)| *y += *sum as f32),
+        }
+    }
+    for (out, row) in out.chunks_exact_mut(WIDTH).zip(&rows.scales[first..]) {
+        out.iter_mut().zip(scales).for_each(|(y, column)| *y = *y * column * row);
     }
 }
 
@@ -277,35 +372,49 @@ unsafe fn portable<const M: usize>(
 mod tests {
     use super::*;
 
-    /// Rows that end in a large number, and a panel.
-    fn operands(k: usize) -> (Vec<f32>, Vec<f32>) {
+    /// Rows with one large number each, and two panels with small groups and a column of zeros.
+    fn operands(k: usize) -> (Vec<f32>, Quantized, impl Fn(usize, usize) -> f32) {
         let mut x: Vec<f32> = (0..MAX_ROWS * k).map(|i| ((i * 31 % 97) as f32 - 48.0) / 16.0).collect();
         x.chunks_exact_mut(k).for_each(|row| row[k - 1] = 300.0);
-        let panel = (0..k * WIDTH).map(|i| ((i * 17 % 89) as f32 - 44.0) / 40.0).collect();
-        (x, panel)
+        let weight = |kk: usize, column: usize| match column {
+            7 => 0.0,
+            _ => ((kk * 17 + column * 5) % 89) as f32 / 40.0 / (1 + kk / GROUP % 5 * 4) as f32 - 0.1,
+        };
+        let fill = |p: usize, panel: &mut [f32]| {
+            let all = panel.iter_mut().enumerate();
+            all.for_each(|(i, x)| *x = weight(i / WIDTH, p * WIDTH + i % WIDTH));
+        };
+        (x, Quantized::build(2, k, fill), weight)
     }
 
     #[test]
     fn every_path_gives_every_row_count_the_exact_sums() {
-        for k in [1, 2, 37, 64] {
-            let (x, panel) = operands(k);
-            let rows = Codes::of(&x, k);
-            let (mut codes, mut scales) = (vec![0; bytes(k)], vec![0.0; WIDTH]);
-            encode(&panel, &mut codes, &mut scales);
+        for k in [1, 2, 37, 64, 513, 1200] {
+            let (x, weight, _) = operands(k);
+            let rows = Codes::of(&x, &weight);
+            let (codes, factors) = weight.panel(1);
             let mut lines = Vec::new();
-            widen(&codes, &mut lines);
+            weight.pairs(0..2, &mut lines);
+            let lines = &lines[lines.len() / 2..];
+            let exact = |row: usize, j: usize| {
+                let term = |kk: usize| {
+                    let w = i64::from(codes[at(kk, j)]) * i64::from(factors[kk / GROUP * WIDTH + j]);
+                    i64::from(rows.values[row * rows.stride + kk]) * w
+                };
+                let block = |from: usize| (from..(from + BLOCK).min(k)).map(term).sum::<i64>();
+                let blocks: Vec<i64> = (0..k).step_by(BLOCK).map(block).collect();
+                assert!(blocks.iter().all(|sum| i32::try_from(*sum).is_ok()));
+                let sum = blocks[1..].iter().fold(blocks[0] as f32, |sum, block| sum + *block as f32);
+                sum * weight.scales(1)[j] * rows.scales[row]
+            };
             for isa in Isa::available() {
                 for (first, count) in (1..=MAX_ROWS).map(|count| (MAX_ROWS - count, count)) {
                     let mut tile = Tile::new();
-                    multiply(isa, &rows, first, count, &lines, &scales, &mut tile);
+                    multiply(isa, &rows, first, count, lines, weight.scales(1), &mut tile);
                     for i in 0..count {
                         for j in 0..WIDTH {
-                            let terms = (0..k).map(|kk| {
-                                let code = codes[at(kk, j)];
-                                i64::from(rows.values[(first + i) * rows.stride + kk]) * i64::from(code)
-                            });
-                            let exact = terms.sum::<i64>() as f32 * scales[j] * rows.scales[first + i];
-                            assert_eq!(tile.row(i)[j], exact, "{isa:?}, k {k}, {count} rows, [{i}, {j}]");
+                            let want = exact(first + i, j);
+                            assert_eq!(tile.row(i)[j], want, "{isa:?}, k {k}, {count} rows, [{i}, {j}]");
                         }
                     }
                 }
@@ -315,44 +424,53 @@ mod tests {
 
     #[test]
     fn codes_are_within_half_a_step() {
-        let (x, panel) = operands(37);
-        let rows = Codes::of(&x, 37);
+        let (x, weight, original) = operands(77);
+        let rows = Codes::of(&x, &weight);
         for (i, x) in x.iter().enumerate() {
-            let (row, kk) = (i / 37, i % 37);
+            let (row, kk) = (i / 77, i % 77);
             let back = f32::from(rows.values[row * rows.stride + kk]) * rows.scales[row];
             assert!((back - x).abs() <= 0.51 * rows.scales[row], "{x} became {back}");
         }
-        let (mut codes, mut scales) = (vec![0; bytes(37)], vec![0.0; WIDTH]);
-        encode(&panel, &mut codes, &mut scales);
-        let mut back = vec![0.0; panel.len()];
-        decode(&codes, &scales, &mut back);
-        for (i, (x, back)) in panel.iter().zip(&back).enumerate() {
-            assert!((back - x).abs() <= 0.51 * scales[i % WIDTH], "{x} became {back}");
+        let mut back = vec![0.0; 77];
+        for column in 0..2 * WIDTH {
+            weight.column(column, &mut back);
+            let whole: Vec<f32> = (0..77).map(|kk| original(kk, column)).collect();
+            let largest = |part: &[f32]| part.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            for (group, back) in whole.chunks(GROUP).zip(back.chunks(GROUP)) {
+                // A factor is rounded up to a whole one.
+                let step = largest(group) / WEIGHT + largest(&whole) / WEIGHT / FACTOR;
+                assert!(group.iter().zip(back).all(|(a, b)| (a - b).abs() <= 0.5 * step));
+            }
         }
     }
 
     #[test]
-    fn the_longest_sum_does_not_overflow() {
-        for k in [2, 131, 4096, 65_536] {
-            let rows = Codes::of(&vec![1.0; k], k);
-            let worst = i64::from(rows.values[0]) * 127 * k as i64;
-            assert!(worst <= i64::from(i32::MAX) && (k > 130 || rows.values[0] == i16::MAX), "{worst}");
-            assert!(worst * 2 > i64::from(i32::MAX) || rows.values[0] == i16::MAX, "bits are left: {worst}");
+    fn the_longest_sum_fits() {
+        for k in [2, 131, 512, 65_536] {
+            let weight = Quantized::build(1, k, |_, panel| panel.fill(-1.0));
+            let sum = WEIGHT as i64 * FACTOR as i64 * BLOCK.min(k) as i64;
+            let worst = sum * i64::from(weight.limit);
+            assert!(worst <= i64::from(i32::MAX), "{worst}");
+            assert!(
+                worst + sum > i64::from(i32::MAX) || weight.limit == i32::from(i16::MAX),
+                "bits are left"
+            );
         }
     }
 
     #[test]
     fn what_is_not_finite_stays_so_and_zeros_stay_zeros() {
+        let weight = Quantized::build(1, 2, |_, panel| {
+            panel[5] = 1.0;
+            panel[3] = f32::NAN;
+            panel[4] = f32::INFINITY;
+        });
+        let scales = weight.scales(0);
+        assert!(scales[3].is_nan() && scales[4].is_nan() && scales[5] > 0.0 && scales[6] == 0.0);
         let x = [[0.0, 0.0], [1.0, f32::NAN], [f32::INFINITY, 0.0], [1e-42, 0.0], [3e38, -3e38]].concat();
-        let rows = Codes::of(&x, 2);
+        let rows = Codes::of(&x, &weight);
         assert_eq!(rows.values[..2], [0, 0]);
         assert!(rows.scales[0] == 0.0 && rows.scales[1].is_nan() && rows.scales[2].is_nan());
-        assert!(rows.scales[3].is_finite() && rows.scales[4] > 1e33 && rows.values[8..] == [32767, -32767]);
-        let mut panel = vec![1.0; 2 * WIDTH];
-        panel[3] = f32::NAN;
-        panel[4] = f32::INFINITY;
-        let (mut codes, mut scales) = (vec![0; bytes(2)], vec![0.0; WIDTH]);
-        encode(&panel, &mut codes, &mut scales);
-        assert!(scales[3].is_nan() && scales[4].is_nan() && scales[5] == 1.0 / 127.0);
+        assert!(rows.scales[3].is_finite() && rows.values[8..] == [32767, -32767]);
     }
 }

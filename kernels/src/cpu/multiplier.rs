@@ -2,23 +2,22 @@
 
 use std::ops::Range;
 
-use super::int8::{self, CodeLine, Codes};
+use super::int8::{self, CodeLine, Codes, Quantized};
 use super::isa::Isa;
 use super::tile::{self, Line, Tile, WIDTH};
 use crate::panels::Panels;
-use crate::weights::Held;
 
 /// Rows `[n, k]` as a weight is multiplied by them. Made once for all of a weight's panels.
 pub(crate) enum Rows<'a> {
     Floats(&'a [f32]),
-    Codes(Codes),
+    Codes(Codes, &'a Quantized),
 }
 
 impl<'a> Rows<'a> {
-    pub(crate) fn new(x: &'a [f32], weight: &Panels) -> Self {
-        match weight.held() {
-            Held::Float(_) => Self::Floats(x),
-            Held::Int8 => Self::Codes(Codes::of(x, weight.in_dim())),
+    pub(crate) fn new(x: &'a [f32], weight: &'a Panels) -> Self {
+        match weight.int8() {
+            None => Self::Floats(x),
+            Some(weight) => Self::Codes(Codes::of(x, weight), weight),
         }
     }
 }
@@ -48,7 +47,7 @@ impl<'a> Multiplier<'a> {
         match self.rows {
             Rows::Floats(_) if self.weight.lines().is_some() => {}
             Rows::Floats(_) => self.weight.widen(panels.clone(), &mut self.floats),
-            Rows::Codes(_) => self.weight.pairs(panels.clone(), &mut self.codes),
+            Rows::Codes(_, weight) => weight.pairs(panels.clone(), &mut self.codes),
         }
         self.ready = panels;
     }
@@ -66,10 +65,10 @@ impl<'a> Multiplier<'a> {
                 };
                 tile::multiply(self.isa, &x[first * k..], k, count, k, lines, out);
             }
-            Rows::Codes(codes) => {
+            Rows::Codes(codes, weight) => {
                 let size = k.div_ceil(2) * WIDTH / 16;
                 let lines = &self.codes[at * size..][..size];
-                int8::multiply(self.isa, codes, first, count, lines, self.weight.scales(panel), out);
+                int8::multiply(self.isa, codes, first, count, lines, weight.scales(panel), out);
             }
         }
     }

@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::int8::{self, CodeLine};
+use super::int8::Quantized;
 use super::isa::multiversion;
 use super::tile::{Line, WIDTH, floats, floats_mut};
 use crate::weights::{Float, Held};
@@ -18,11 +18,7 @@ pub(crate) enum Storage {
     F32(Vec<Line>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
-    /// Pairs of rows, `[⌈k/2⌉, WIDTH, 2]`, the last padded with zeros, and a scale for each column.
-    Int8 {
-        codes: Vec<i8>,
-        scales: Vec<f32>,
-    },
+    Int8(Quantized),
 }
 
 impl Storage {
@@ -57,17 +53,7 @@ impl Storage {
                 });
                 Self::Bf16(all)
             }
-            Held::Int8 => {
-                let bytes = int8::bytes(k);
-                let mut codes = vec![0i8; count * bytes];
-                let mut scales = vec![0.0f32; count * WIDTH];
-                let panels = codes.par_chunks_mut(bytes.max(1)).zip(scales.par_chunks_mut(WIDTH));
-                panels.enumerate().for_each_init(scratch, |panel, (p, (codes, scales))| {
-                    filled(panel, p);
-                    int8::encode(panel, codes, scales);
-                });
-                Self::Int8 { codes, scales }
-            }
+            Held::Int8 => Self::Int8(Quantized::build(count, k, fill)),
         }
     }
 
@@ -77,7 +63,7 @@ impl Storage {
             Self::F32(_) => Held::Float(Float::F32),
             Self::F16(_) => Held::Float(Float::F16),
             Self::Bf16(_) => Held::Float(Float::BF16),
-            Self::Int8 { .. } => Held::Int8,
+            Self::Int8(_) => Held::Int8,
         }
     }
 
@@ -87,7 +73,7 @@ impl Storage {
             Self::F32(lines) => size_of_val(&lines[..]),
             Self::F16(all) => size_of_val(&all[..]),
             Self::Bf16(all) => size_of_val(&all[..]),
-            Self::Int8 { codes, scales } => codes.len() + size_of_val(&scales[..]),
+            Self::Int8(weight) => weight.bytes(),
         }
     }
 
@@ -108,28 +94,23 @@ impl Storage {
             Self::F32(lines) => to.copy_from_slice(&lines[range.start / 16..range.end / 16]),
             Self::F16(all) => all[range].convert_to_f32_slice(floats_mut(to)),
             Self::Bf16(all) => widen_bf16(&all[range], floats_mut(to)),
-            Self::Int8 { codes, scales } => {
-                let bytes = int8::bytes(k);
+            Self::Int8(weight) => {
+                let mut column = vec![0.0; k];
                 for (p, to) in panels.zip(floats_mut(to).chunks_exact_mut(size.max(1))) {
-                    int8::decode(&codes[p * bytes..][..bytes], &scales[p * WIDTH..][..WIDTH], to);
+                    for j in 0..WIDTH {
+                        weight.column(p * WIDTH + j, &mut column);
+                        to[j..].iter_mut().step_by(WIDTH).zip(&column).for_each(|(to, x)| *to = *x);
+                    }
                 }
             }
         }
     }
 
-    /// Of int8, codes of `panels` as 16-bit pairs.
-    pub(crate) fn pairs(&self, panels: Range<usize>, k: usize, to: &mut Vec<CodeLine>) {
-        if let Self::Int8 { codes, .. } = self {
-            let bytes = int8::bytes(k);
-            int8::widen(&codes[panels.start * bytes..panels.end * bytes], to);
-        }
-    }
-
-    /// Of int8, the scales of panel `p`.
-    pub(crate) fn scales(&self, p: usize) -> &[f32] {
+    /// Where it is held in int8.
+    pub(crate) fn int8(&self) -> Option<&Quantized> {
         match self {
-            Self::Int8 { scales, .. } => &scales[p * WIDTH..][..WIDTH],
-            _ => &[],
+            Self::Int8(weight) => Some(weight),
+            _ => None,
         }
     }
 
@@ -145,10 +126,7 @@ impl Storage {
             }
             Self::F16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
             Self::Bf16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
-            Self::Int8 { codes, scales } => {
-                let panel = &codes[p * int8::bytes(k)..];
-                values.for_each(|(kk, v)| *v = f32::from(panel[int8::at(kk, j)]) * scales[column]);
-            }
+            Self::Int8(weight) => weight.column(column, to),
         }
     }
 }
