@@ -109,7 +109,9 @@ impl Device {
     /// A weight `[out, k]` on this device: of a vocabulary head, or a GPU's table of embeddings.
     pub fn weight(&self, weight: &Tensor) -> Result<Weight> {
         match self {
-            Self::Cpu(weights) => Ok(Weight::Packed(Arc::new(Panels::pack_rows(&[weight], weights.head())?))),
+            Self::Cpu(weights) => {
+                Ok(Weight::Packed(Arc::new(Panels::pack_rows(&[weight], weights.head())?.narrow())))
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, Weights { dtype, .. }) => {
                 Ok(Weight::Cuda(Arc::new(cuda::Linear::upload(gpu, &[weight], None, *dtype)?)))
@@ -122,7 +124,7 @@ impl Device {
         match self {
             Self::Cpu(weights) => {
                 let _ = bias; // the CPU's multiply is told at every call
-                Ok(Weight::Packed(Arc::new(Panels::pack_rows(parts, weights.layers())?)))
+                Ok(Weight::Packed(Arc::new(Panels::pack_rows(parts, weights.layers())?.narrow())))
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(gpu, weights) => {

@@ -1,5 +1,6 @@
 //! A weight matrix packed once at load, so that no multiply packs it again.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -48,6 +49,24 @@ impl Panels {
         let all = tensors.iter().map(|w| values("panels", w)).collect::<Result<Vec<_>>>()?;
         let rows: Vec<&[f32]> = all.iter().flat_map(|w| w.chunks_exact(k.max(1))).collect();
         Ok(Self::pack_slices(&rows, k, held))
+    }
+
+    /// The same in less memory, where that loses nothing: weights that were trained in bf16 are held in it.
+    pub(crate) fn narrow(self) -> Self {
+        Self { storage: self.storage.narrow(), ..self }
+    }
+
+    /// A weight `[out, k]` out of what [`Panels::int8_parts`] gave.
+    pub fn from_int8_parts(out: usize, k: usize, parts: [&[u8]; 3]) -> Result<Self> {
+        match Quantized::from_parts(out.div_ceil(WIDTH), k, parts) {
+            Some(weight) => Ok(Self { storage: Storage::Int8(weight), out, k }),
+            None => bail!("panels: {} bytes of codes are no weight [{out}, {k}]", parts[0].len()),
+        }
+    }
+
+    /// Where it is held in int8, what that is made of, as bytes: codes, factors of groups, scales of outputs.
+    pub fn int8_parts(&self) -> Option<[Cow<'_, [u8]>; 3]> {
+        self.int8().map(Quantized::parts)
     }
 
     /// Packs `weight [out, k]`.

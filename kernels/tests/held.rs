@@ -4,10 +4,10 @@ mod common;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use common::{close, noise, tensor, values, wide};
 use proptest::prelude::*;
-use qrm_kernels::{Float, Held, Panels, TokenReward, Weight, linear, reference, token_reward};
+use qrm_kernels::{Device, Float, Held, Panels, TokenReward, Weight, linear, reference, token_reward};
 
 const HALVES: [Held; 2] = [Held::Float(Float::F16), Held::Float(Float::BF16)];
 
@@ -43,8 +43,24 @@ fn halves_give_the_bits_of_their_rounded_weights() {
             assert_eq!(through(&x, &half, &targets), through(&x, &whole, &targets), "{held:?}");
             assert_eq!(half.bytes() * 2, whole.bytes());
             let Held::Float(float) = held else { continue };
-            let again = w.to_dtype(float.dtype()).unwrap().to_dtype(candle_core::DType::F32).unwrap();
+            let again = w.to_dtype(float.dtype()).unwrap().to_dtype(DType::F32).unwrap();
             assert_eq!(values(&rounded), values(&again), "{held:?}");
+        }
+    }
+}
+
+#[test]
+fn what_bf16_holds_is_held_in_it() {
+    let w = tensor(&noise(40 * 8, 2), 40);
+    let trained_in_bf16 = w.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let x = tensor(&noise(3 * 8, 1), 3);
+    let device = Device::default();
+    for (w, held) in [(trained_in_bf16, Held::Float(Float::BF16)), (w, Held::default())] {
+        for weight in [device.weight(&w).unwrap(), device.projection(&[&w], None).unwrap()] {
+            let panels = weight.panels().unwrap();
+            assert_eq!(panels.held(), held);
+            let whole = packed(&w, Held::default());
+            assert_eq!(through(&x, &panels, &[0, 9, 39]), through(&x, &whole, &[0, 9, 39]));
         }
     }
 }
@@ -80,6 +96,23 @@ fn int8_loses_half_a_step_of_a_weight() {
             close(&[reward.logit[i]], &[logits[targets[i] as usize]], 0.0);
             close(&[reward.logsumexp[i]], &[max + sum.ln()], 1e-6);
         }
+    }
+}
+
+#[test]
+fn int8_comes_back_from_its_parts() {
+    let panels = packed(&tensor(&noise(70 * 33, 1), 70), Held::Int8);
+    let [codes, factors, scales] = panels.int8_parts().unwrap();
+    let again = Arc::new(Panels::from_int8_parts(70, 33, [&codes, &factors, &scales]).unwrap());
+    let x = tensor(&noise(5 * 33, 2), 5);
+    assert_eq!(through(&x, &panels, &[0, 1, 2, 3, 69]), through(&x, &again, &[0, 1, 2, 3, 69]));
+    for (out, k, parts) in [
+        (70, 35, [&codes[..], &factors, &scales]),
+        (97, 33, [&codes, &factors, &scales]),
+        (70, 33, [&codes[1..], &factors, &scales]),
+        (70, 33, [&codes, &factors, &scales[4..]]),
+    ] {
+        assert!(Panels::from_int8_parts(out, k, parts).is_err());
     }
 }
 

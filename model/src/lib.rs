@@ -8,6 +8,7 @@
 //! - [`forest`]: a batch of trajectories as segments with shared prefixes, each token computed once.
 //! - [`decoder`]: the one decoder; Llama, Mistral, Qwen2 and Qwen3 are settings of it.
 //!   `loader` and `projection` are parts of it.
+//! - `quantized`: weights in int8, kept in a file from one start to the next.
 //! - [`placement`]: where the layers compute. `pipeline`: batches through a decoder that is in parts.
 //! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
 //! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
@@ -27,6 +28,7 @@ mod pipeline;
 pub mod placement;
 pub mod prefix_cache;
 mod projection;
+mod quantized;
 pub mod reward;
 pub mod reward_model;
 mod steps;

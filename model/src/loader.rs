@@ -1,13 +1,16 @@
 //! Weights out of a checkpoint, held as they will be used: packed to serve, as variables to train.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor, Var};
-use qrm_kernels::{Device, Norm, Weight};
+use qrm_kernels::{Device, Held, Norm, Weight};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::decoder::Embedding;
 use crate::projection::{Adapter, Joined, Projection};
+use crate::quantized::Quantized;
 use crate::training::{Method, Parameters};
 
 /// What a decoder and a head are loaded with.
@@ -19,19 +22,22 @@ pub(crate) struct Loader<'a> {
     method: Option<&'a Method>,
     parameters: Parameters,
     rng: StdRng,
+    /// Where int8 weights are kept from one start to the next.
+    quantized: Option<Quantized>,
 }
 
 impl<'a> Loader<'a> {
-    /// Nothing trained.
-    pub(crate) fn fixed(checkpoint: &'a mut Checkpoint) -> Self {
+    /// Nothing trained. `quantized` is where int8 weights are kept.
+    pub(crate) fn fixed(checkpoint: &'a mut Checkpoint, quantized: Option<Quantized>) -> Self {
         let (parameters, rng) = (Parameters::default(), StdRng::seed_from_u64(0));
-        Self { checkpoint, device: Device::default(), method: None, parameters, rng }
+        Self { checkpoint, device: Device::default(), method: None, parameters, rng, quantized }
     }
 
     /// To be trained by `method`; `seed` makes what the checkpoint does not hold.
     pub(crate) fn training(checkpoint: &'a mut Checkpoint, method: &'a Method, seed: u64) -> Self {
         let (method, rng) = (Some(method), StdRng::seed_from_u64(seed));
-        Self { checkpoint, device: Device::default(), method, parameters: Parameters::default(), rng }
+        let (device, parameters) = (Device::default(), Parameters::default());
+        Self { checkpoint, device, method, parameters, rng, quantized: None }
     }
 
     /// What is loaded from now on lies on `device`.
@@ -47,9 +53,12 @@ impl<'a> Loader<'a> {
         self.method.is_some()
     }
 
-    /// What is to be trained, in the order it was loaded.
-    pub(crate) fn into_parameters(self) -> Parameters {
-        self.parameters
+    /// The end of loading: keeps what was quantised, and gives what is to be trained, in the order it was loaded.
+    pub(crate) fn finish(self) -> Result<Parameters, CheckpointError> {
+        if let Some(quantized) = self.quantized {
+            quantized.save()?;
+        }
+        Ok(self.parameters)
     }
 
     /// A tensor as it is, or a variable where everything is trained.
@@ -82,11 +91,40 @@ impl<'a> Loader<'a> {
 
     /// The weight `[V, d]` of a vocabulary head.
     pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
+        if let Some(weight) = self.kept(name, &[(name.to_owned(), shape[0])], shape[1])? {
+            return Ok(weight);
+        }
         let tensor = self.tensor(name, &shape)?;
         match self.method {
             Some(Method::Full) => Ok(Weight::Trained(tensor)),
-            _ => self.device.weight(&tensor).map_err(broken),
+            _ => Ok(self.keep(name, self.device.weight(&tensor).map_err(broken)?)),
         }
+    }
+
+    /// Weights `(name, outputs)` of width `input` as one, under the name `all`, if they were kept.
+    fn kept(
+        &mut self,
+        all: &str,
+        parts: &[(String, usize)],
+        input: usize,
+    ) -> Result<Option<Weight>, CheckpointError> {
+        let Some(quantized) = &self.quantized else { return Ok(None) };
+        let out = parts.iter().map(|(_, out)| out).sum();
+        let Some(panels) = quantized.get(all, out, input)? else { return Ok(None) };
+        for (name, out) in parts {
+            self.checkpoint.skip(name, &[*out, input])?;
+        }
+        Ok(Some(Weight::Packed(Arc::new(panels))))
+    }
+
+    /// Keeps a weight under the name `all`, if it is in int8.
+    fn keep(&mut self, all: &str, weight: Weight) -> Weight {
+        if let (Some(quantized), Weight::Packed(panels)) = (&mut self.quantized, &weight)
+            && panels.held() == Held::Int8
+        {
+            quantized.put(all, panels);
+        }
+        weight
     }
 
     /// The weight `[1, d]` of a scalar head.
@@ -123,9 +161,16 @@ impl<'a> Loader<'a> {
         input: usize,
         with_bias: bool,
     ) -> Result<Projection, CheckpointError> {
+        let names: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
+        let all = format!("{prefix}.{}", names.join("-"));
+        let named: Vec<_> =
+            parts.iter().map(|(name, out)| (format!("{prefix}.{name}.weight"), *out)).collect();
+        let kept = self.kept(&all, &named, input)?;
         let (mut weights, mut bias, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
         for (name, out) in parts {
-            weights.push(self.tensor(&format!("{prefix}.{name}.weight"), &[*out, input])?);
+            if kept.is_none() {
+                weights.push(self.tensor(&format!("{prefix}.{name}.weight"), &[*out, input])?);
+            }
             if with_bias {
                 bias.push(self.tensor(&format!("{prefix}.{name}.bias"), &[*out])?);
             }
@@ -137,7 +182,13 @@ impl<'a> Loader<'a> {
                 let joined =
                     if bias.is_empty() { None } else { Some(Tensor::cat(&bias, 0).map_err(broken)?) };
                 let weights: Vec<&Tensor> = weights.iter().collect();
-                let weight = self.device.projection(&weights, joined.as_ref()).map_err(broken)?;
+                let weight = match kept {
+                    Some(weight) => weight,
+                    None => {
+                        let weight = self.device.projection(&weights, joined.as_ref()).map_err(broken)?;
+                        self.keep(&all, weight)
+                    }
+                };
                 if !matches!(weight, Weight::Packed(_)) {
                     bias.clear(); // the weight has it with it
                 }

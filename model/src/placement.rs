@@ -1,6 +1,7 @@
 //! Where a model's layers compute: all on one device, or in parts on several, one after the other.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Result;
@@ -8,14 +9,17 @@ use candle_core::Result;
 use qrm_kernels::cuda;
 use qrm_kernels::{Device, Layout, RopeTable};
 
-use crate::checkpoint::DecoderConfig;
+use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
 use crate::prefix_cache::Continuation;
+use crate::quantized::Quantized;
 
 /// The devices of one model, in the order of its layers. The first has the embedding, the last the head.
 #[derive(Debug, Clone)]
 pub struct Placement {
     devices: Vec<Device>,
+    /// Where weights that were quantised are kept from one start to the next.
+    int8_cache: Option<PathBuf>,
 }
 
 impl Default for Placement {
@@ -38,12 +42,26 @@ pub(crate) struct Part {
 impl Placement {
     /// All on one device.
     pub fn on(device: Device) -> Self {
-        Self { devices: vec![device] }
+        Self { devices: vec![device], int8_cache: None }
     }
 
     /// Layers divided over `devices`, as evenly as it goes.
     pub fn split(devices: Vec<Device>) -> Self {
-        if devices.is_empty() { Self::default() } else { Self { devices } }
+        if devices.is_empty() { Self::default() } else { Self { devices, int8_cache: None } }
+    }
+
+    /// The same, with int8 weights kept in files in `directory`, one for each checkpoint, and read from there the next time.
+    /// Of the CPU alone.
+    pub fn with_int8_cache(self, directory: Option<PathBuf>) -> Self {
+        Self { int8_cache: directory, ..self }
+    }
+
+    /// The file of the checkpoint that goes by `version`, if int8 weights are kept.
+    pub(crate) fn quantized(&self, version: &str) -> std::result::Result<Option<Quantized>, CheckpointError> {
+        match &self.int8_cache {
+            Some(directory) if self.is_cpu() => Quantized::open(directory, version).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Whether all of it is on the CPU.

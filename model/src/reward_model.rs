@@ -188,15 +188,16 @@ impl RewardModel {
     ) -> Result<Self, CheckpointError> {
         let text = TextProcessor::load(dir)?;
         let (config, kind) = (checkpoint.config().clone(), checkpoint.head());
+        let mut version = checkpoint.fingerprint()?;
         let mut loader = match training {
-            None => Loader::fixed(&mut checkpoint),
+            None => Loader::fixed(&mut checkpoint, placement.quantized(&version)?),
             Some((method, seed)) => Loader::training(&mut checkpoint, method, seed),
         };
         loader.onto(placement.last());
         let head = Head::load(&mut loader)?;
         let tied = if config.tie_word_embeddings { head.embedding() } else { None };
         let decoder = Decoder::load(&mut loader, tied, placement)?;
-        let trained = loader.into_parameters();
+        let trained = loader.finish()?;
         let parameters = checkpoint.parameters();
         let steps = (kind == HeadKind::Step).then(|| Steps {
             separator: checkpoint.qrm_config().step_separator.clone().unwrap_or_else(|| "\n".into()),
@@ -208,7 +209,6 @@ impl RewardModel {
             }
             (reference, _) => reference,
         };
-        let mut version = checkpoint.fingerprint()?;
         if let Some(reference) = &reference {
             version = format!("{version}-{}", reference.policy.version);
         }

@@ -16,12 +16,12 @@ const FIXTURES: [&str; 8] = [
     "qwen3",
 ];
 
-fn directory(name: &str) -> PathBuf {
+fn directory_of(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
 fn load(name: &str, weights: Weights) -> RewardModel {
-    RewardModel::load_on(&directory(name), &Placement::on(Device::Cpu(weights))).unwrap()
+    RewardModel::load_on(&directory_of(name), &Placement::on(Device::Cpu(weights))).unwrap()
 }
 
 fn batch(model: &RewardModel) -> Vec<Trajectory> {
@@ -66,4 +66,36 @@ fn every_type_stays_near_f32_and_keeps_its_bits() {
             assert!(mean > 0.0 && mean <= tolerance, "{name}, {weights:?}: off by {mean} of {scale}");
         }
     }
+}
+
+#[test]
+fn what_was_quantised_once_is_read_the_next_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = Device::Cpu(Weights { dtype: Float::F32, int8: Int8::All });
+    let placement = Placement::on(all).with_int8_cache(Some(directory.path().join("int8")));
+    let files = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory.path().join("int8")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    for (i, name) in ["llama-tied", "qwen2", "qwen2-token-classification"].into_iter().enumerate() {
+        let load = || RewardModel::load_on(&directory_of(name), &placement);
+        let first = load().unwrap();
+        let written = files().iter().map(|file| std::fs::metadata(file).unwrap().modified().unwrap()).max();
+        let again = load().unwrap();
+        assert_eq!(files().len(), i + 1, "a file for each checkpoint, nothing unfinished");
+        let now = files().iter().map(|file| std::fs::metadata(file).unwrap().modified().unwrap()).max();
+        assert_eq!(written, now, "written once");
+        assert_eq!(first.parameters(), again.parameters());
+        let batch = batch(&first);
+        assert_eq!(first.score(&batch).unwrap().scores, again.score(&batch).unwrap().scores);
+    }
+    for file in files() {
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    }
+    let Err(error) = RewardModel::load_on(&directory_of("qwen2"), &placement) else { panic!("a cut file") };
+    assert!(error.to_string().contains("delete the file"), "{error}");
+    std::fs::write(directory.path().join("file"), "").unwrap();
+    let nowhere = placement.with_int8_cache(Some(directory.path().join("file/int8")));
+    assert!(RewardModel::load_on(&directory_of("qwen2"), &nowhere).is_err());
 }

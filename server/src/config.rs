@@ -107,6 +107,9 @@ pub(crate) struct EngineArgs {
     /// What weights are held in.
     #[arg(long, env = "QRM_DTYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
+    /// Directory where int8 weights are kept from one start to the next, a file for each checkpoint.
+    #[arg(long, env = "QRM_INT8_CACHE", value_name = "DIR")]
+    pub(crate) int8_cache: Option<PathBuf>,
     /// Compute threads; 0 = one per core.
     #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
     pub(crate) threads: usize,
@@ -126,7 +129,8 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// Opens the devices.
     pub(crate) fn devices(&self) -> anyhow::Result<Devices> {
-        Devices::open(&self.device, self.dtype, self.split_layers)
+        let devices = Devices::open(&self.device, self.dtype, self.split_layers)?;
+        Ok(devices.with_int8_cache(self.int8_cache.as_ref()))
     }
 
     /// An engine's sizes; so many tokens and requests may wait.

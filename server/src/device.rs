@@ -1,5 +1,6 @@
 //! `--device`, `--split-layers` and `--dtype`: where a model computes, and in what.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
@@ -112,6 +113,14 @@ impl Devices {
             false => devices.into_iter().map(Placement::on).collect(),
         };
         Ok(Self { placements, names: list(&names), dtype: word(dtype) })
+    }
+}
+
+impl Devices {
+    /// With int8 weights kept in `directory`.
+    pub(crate) fn with_int8_cache(self, directory: Option<&PathBuf>) -> Self {
+        let placements = self.placements.into_iter();
+        Self { placements: placements.map(|p| p.with_int8_cache(directory.cloned())).collect(), ..self }
     }
 }
 

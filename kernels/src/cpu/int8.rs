@@ -9,6 +9,7 @@
 //! And as weights are widened to 16 bits anyway, their groups' scales cost nothing if they are whole numbers.
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -20,17 +21,17 @@ use super::tile::{MAX_ROWS, Tile, WIDTH};
 /// Largest code of a weight.
 const WEIGHT: f32 = 127.0;
 /// Inputs that share a factor.
-const GROUP: usize = 32;
+const GROUP: usize = 16;
 /// Largest factor of a group.
-const FACTOR: f32 = 16.0;
+const FACTOR: f32 = 32.0;
 /// Inputs whose products are summed up as integers.
-const BLOCK: usize = 512;
+const BLOCK: usize = 256;
 
 /// A weight `[out, k]` as panels of codes.
 #[derive(Clone)]
 pub(crate) struct Quantized {
-    /// Of each panel `[⌈k/2⌉, WIDTH, 2]`: pairs of inputs, the last padded with zeros.
-    codes: Vec<i8>,
+    /// Of each panel `[⌈k/2⌉, WIDTH, 2]`: pairs of inputs, the last padded with zeros. Signed, in two's complement.
+    codes: Vec<u8>,
     /// Of each panel `[⌈k/GROUP⌉, WIDTH]`.
     factors: Vec<u8>,
     /// `[panels, WIDTH]`; NaN of an output whose weights are not all finite.
@@ -63,16 +64,43 @@ impl Quantized {
         let mut scales = vec![0.0; count * WIDTH];
         let panels = codes.par_chunks_mut(bytes.max(1)).zip(factors.par_chunks_mut(groups.max(1)));
         let panels = panels.zip(scales.par_chunks_mut(WIDTH)).enumerate();
-        let largest = panels.map_init(
+        panels.for_each_init(
             || vec![0.0; k * WIDTH],
             |panel, (p, ((codes, factors), scales))| {
                 panel.fill(0.0);
                 fill(p, panel);
-                (0..WIDTH).map(|j| encode(panel, j, codes, factors, &mut scales[j])).max().unwrap_or(0)
+                (0..WIDTH).for_each(|j| scales[j] = encode(panel, j, codes, factors));
             },
         );
-        let limit = i32::MAX / largest.max().unwrap_or(0).max(i32::MAX / i32::from(i16::MAX));
-        Self { codes, factors, scales, limit, k }
+        Self::limited(codes, factors, scales, k)
+    }
+
+    /// What it is made of, as bytes: codes, factors, scales (f32, little endian).
+    pub(crate) fn parts(&self) -> [Cow<'_, [u8]>; 3] {
+        let scales: Vec<u8> = self.scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        [(&self.codes[..]).into(), (&self.factors[..]).into(), scales.into()]
+    }
+
+    /// Of what [`Quantized::parts`] gave of a weight of `count` panels; none of what cannot be such.
+    pub(crate) fn from_parts(count: usize, k: usize, [codes, factors, scales]: [&[u8]; 3]) -> Option<Self> {
+        let (bytes, groups) = (k.div_ceil(2) * 2 * WIDTH, k.div_ceil(GROUP) * WIDTH);
+        let lengths = [count * bytes, count * groups, count * WIDTH * size_of::<f32>()];
+        if [codes, factors, scales].map(<[u8]>::len) != lengths {
+            return None;
+        }
+        let scales = scales.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        Some(Self::limited(codes.to_vec(), factors.to_vec(), scales, k))
+    }
+
+    fn limited(codes: Vec<u8>, factors: Vec<u8>, scales: Vec<f32>, k: usize) -> Self {
+        let mut all = Self { codes, factors, scales, limit: 0, k };
+        let largest = (0..all.scales.len() / WIDTH).into_par_iter().map(|p| {
+            let (codes, factors) = all.panel(p);
+            largest_sum(codes, factors)
+        });
+        let largest = largest.max().unwrap_or(0);
+        all.limit = i32::MAX / largest.max(i32::MAX / i32::from(i16::MAX));
+        all
     }
 
     /// Bytes in memory.
@@ -81,7 +109,7 @@ impl Quantized {
     }
 
     /// The codes of a panel, and its groups' factors.
-    fn panel(&self, p: usize) -> (&[i8], &[u8]) {
+    fn panel(&self, p: usize) -> (&[u8], &[u8]) {
         let (bytes, groups) = (self.k.div_ceil(2) * 2 * WIDTH, self.k.div_ceil(GROUP) * WIDTH);
         (&self.codes[p * bytes..][..bytes], &self.factors[p * groups..][..groups])
     }
@@ -107,7 +135,7 @@ impl Quantized {
         let j = column % WIDTH;
         for (kk, x) in to.iter_mut().enumerate() {
             let factor = f32::from(factors[kk / GROUP * WIDTH + j]);
-            *x = f32::from(codes[at(kk, j)]) * factor * self.scales[column];
+            *x = f32::from(codes[at(kk, j)].cast_signed()) * factor * self.scales[column];
         }
     }
 }
@@ -117,35 +145,53 @@ fn at(kk: usize, j: usize) -> usize {
     (kk / 2 * WIDTH + j) * 2 + kk % 2
 }
 
-/// Column j of `panel [k, WIDTH]` as codes, factors and a scale. Gives the largest sum of a block's codes, signs aside.
-fn encode(panel: &[f32], j: usize, codes: &mut [i8], factors: &mut [u8], scale: &mut f32) -> i32 {
+/// Column j of `panel [k, WIDTH]` as codes and factors. Gives its scale.
+fn encode(panel: &[f32], j: usize, codes: &mut [u8], factors: &mut [u8]) -> f32 {
     let column: Vec<f32> = panel[j..].iter().step_by(WIDTH).copied().collect();
     let largest = |part: &[f32]| part.iter().fold(0.0f32, |max, x| max.max(x.abs()));
     let unit = largest(&column) / WEIGHT / FACTOR;
-    *scale = if column.iter().all(|x| x.is_finite()) { unit } else { f32::NAN };
-    if !(*scale > 0.0) {
-        return 0; // the codes are zeros
+    if column.iter().any(|x| !x.is_finite()) {
+        return f32::NAN;
     }
-    let mut most = 0;
-    for (b, block) in column.chunks(BLOCK).enumerate() {
-        let mut sum = 0;
-        for (g, group) in block.chunks(GROUP).enumerate() {
-            let first = b * BLOCK + g * GROUP;
-            let factor = (largest(group) / WEIGHT / unit).ceil().clamp(1.0, FACTOR);
-            factors[first / GROUP * WIDTH + j] = factor as u8;
-            for (kk, x) in group.iter().enumerate() {
-                let code = (x / (unit * factor)).round().clamp(-WEIGHT, WEIGHT);
-                codes[at(first + kk, j)] = code as i8;
-                sum += (code.abs() * factor) as i32;
-            }
+    if unit == 0.0 {
+        return 0.0;
+    }
+    for (g, group) in column.chunks(GROUP).enumerate() {
+        let factor = (largest(group) / WEIGHT / unit).ceil().clamp(1.0, FACTOR);
+        factors[g * WIDTH + j] = factor as u8;
+        for (kk, x) in group.iter().enumerate() {
+            let code = (x / (unit * factor)).round().clamp(-WEIGHT, WEIGHT);
+            codes[at(g * GROUP + kk, j)] = (code as i8).cast_unsigned();
         }
-        most = most.max(sum);
     }
-    most
+    unit
 }
 
 multiversion! {
-    fn widen(codes: &[i8], factors: &[u8], to: &mut [CodeLine]) {
+    /// The largest sum of a column's block in a panel, signs aside.
+    fn largest_sum(codes: &[u8], factors: &[u8]) -> i32 {
+        const PAIR: usize = 2 * WIDTH;
+        let mut largest = 0;
+        let blocks = codes.chunks(BLOCK / 2 * PAIR).zip(factors.chunks(BLOCK / GROUP * WIDTH));
+        for (codes, factors) in blocks {
+            let mut sums = [0i32; PAIR];
+            for (codes, factors) in codes.chunks(GROUP / 2 * PAIR).zip(factors.chunks_exact(WIDTH)) {
+                for pair in codes.chunks_exact(PAIR) {
+                    for i in 0..PAIR {
+                        sums[i] += i32::from(pair[i].cast_signed()).abs() * i32::from(factors[i / 2]);
+                    }
+                }
+            }
+            for column in sums.chunks_exact(2) {
+                largest = largest.max(column[0] + column[1]);
+            }
+        }
+        largest
+    }
+}
+
+multiversion! {
+    fn widen(codes: &[u8], factors: &[u8], to: &mut [CodeLine]) {
         const PAIR: usize = 2 * WIDTH;
         let groups = codes.chunks(GROUP / 2 * PAIR).zip(factors.chunks_exact(WIDTH));
         for ((codes, factors), lines) in groups.zip(to.chunks_mut(GROUP / 2 * PAIR / 32)) {
@@ -156,7 +202,7 @@ multiversion! {
             for (codes, lines) in codes.chunks_exact(PAIR).zip(lines.chunks_exact_mut(2)) {
                 for (h, line) in lines.iter_mut().enumerate() {
                     for i in 0..32 {
-                        line.0[i] = i16::from(codes[h * 32 + i]) * twice[h * 32 + i];
+                        line.0[i] = i16::from(codes[h * 32 + i].cast_signed()) * twice[h * 32 + i];
                     }
                 }
             }
@@ -398,7 +444,8 @@ mod tests {
             let lines = &lines[lines.len() / 2..];
             let exact = |row: usize, j: usize| {
                 let term = |kk: usize| {
-                    let w = i64::from(codes[at(kk, j)]) * i64::from(factors[kk / GROUP * WIDTH + j]);
+                    let w = i64::from(codes[at(kk, j)].cast_signed())
+                        * i64::from(factors[kk / GROUP * WIDTH + j]);
                     i64::from(rows.values[row * rows.stride + kk]) * w
                 };
                 let block = |from: usize| (from..(from + BLOCK).min(k)).map(term).sum::<i64>();

@@ -57,6 +57,19 @@ impl Storage {
         }
     }
 
+    /// The same in bf16, where that holds every number as it is.
+    pub(crate) fn narrow(self) -> Self {
+        let Self::F32(lines) = &self else { return self };
+        let is_exact = |line: &Line| line.0.iter().all(|x| x.to_bits().trailing_zeros() >= 16);
+        if !lines.par_iter().all(is_exact) {
+            return self;
+        }
+        let mut all = vec![bf16::ZERO; lines.len() * 16];
+        let parts = all.par_chunks_mut(1 << 16).zip(floats(lines).par_chunks(1 << 16));
+        parts.for_each(|(to, from)| to.convert_from_f32_slice(from));
+        Self::Bf16(all)
+    }
+
     /// What it is held in.
     pub(crate) fn held(&self) -> Held {
         match self {

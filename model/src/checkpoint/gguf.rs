@@ -101,6 +101,10 @@ impl Weights for GgufWeights {
         }
     }
 
+    fn skip(&mut self, name: &str) {
+        self.entries.remove(name);
+    }
+
     fn left(&self) -> Vec<&str> {
         self.entries.keys().map(String::as_str).collect()
     }

@@ -73,7 +73,7 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.display().to_string(), source }
     }
 
@@ -154,17 +154,31 @@ impl Checkpoint {
     /// Takes one weight as a contiguous f32 CPU tensor of exactly `shape`, converted from whatever is stored.
     /// Names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), for GGUF too. A weight is taken once.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
-        let broken = |message| CheckpointError::Weights(format!("{name}: {message}"));
-        match self.weights.shape(name) {
-            None => return Err(broken("missing".to_owned())),
-            Some(stored) if stored != shape => {
-                return Err(broken(format!("shape {stored:?}, the config asks for {shape:?}")));
-            }
-            Some(_) => {}
-        }
+        self.check(name, shape)?;
         let values = self.weights.take(name)?;
         self.parameters += values.len();
-        Tensor::from_vec(values, shape, &Device::Cpu).map_err(|e| broken(e.to_string()))
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu);
+        tensor.map_err(|e| CheckpointError::Weights(format!("{name}: {e}")))
+    }
+
+    /// Whether a weight is there, and of `shape`.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        let broken = |message| Err(CheckpointError::Weights(format!("{name}: {message}")));
+        match self.weights.shape(name) {
+            None => broken("missing".to_owned()),
+            Some(stored) if stored != shape => {
+                broken(format!("shape {stored:?}, the config asks for {shape:?}"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Takes one weight without reading it: it is had from elsewhere.
+    pub(crate) fn skip(&mut self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        self.check(name, shape)?;
+        self.weights.skip(name);
+        self.parameters += shape.iter().product::<usize>();
+        Ok(())
     }
 
     /// Everything that is stored and not taken yet, by Hugging Face name.

@@ -20,6 +20,17 @@ struct Shard {
     left: usize,
 }
 
+impl Shard {
+    /// A tensor's bytes are not needed any more.
+    fn done(&mut self, bytes: Range<usize>) {
+        self.left -= 1;
+        match &self.map {
+            Some(map) if self.left > 0 => release(map, bytes),
+            _ => self.map = None,
+        }
+    }
+}
+
 /// Where a tensor lies.
 struct Entry {
     shard: usize,
@@ -127,12 +138,14 @@ impl Weights for SafetensorsWeights {
         let values = to_f32(entry.dtype, bytes).ok_or_else(|| {
             broken(format!("stored as {}; only F32, F16 and BF16 are supported", entry.dtype))
         })?;
-        shard.left -= 1;
-        match &shard.map {
-            Some(map) if shard.left > 0 => release(map, entry.bytes),
-            _ => shard.map = None,
-        }
+        shard.done(entry.bytes);
         Ok(values)
+    }
+
+    fn skip(&mut self, name: &str) {
+        if let Some(entry) = self.entries.remove(name) {
+            self.shards[entry.shard].done(entry.bytes);
+        }
     }
 
     fn left(&self) -> Vec<&str> {

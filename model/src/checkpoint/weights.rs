@@ -12,6 +12,9 @@ pub(super) trait Weights: Send + Sync {
     /// A tensor's elements as f32, row-major. It counts as taken from then on.
     fn take(&mut self, name: &str) -> Result<Vec<f32>, CheckpointError>;
 
+    /// Lets a tensor count as taken that is had from elsewhere.
+    fn skip(&mut self, name: &str);
+
     /// Names of the tensors not taken, sorted.
     fn left(&self) -> Vec<&str>;
 

@@ -1,0 +1,86 @@
+//! Weights that were quantised to int8 once, kept in a file: a large checkpoint is then read a quarter as long, and not
+//! quantised again at every start.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qrm_kernels::Panels;
+use qrm_kernels::mmap::{Mmap, map_file};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::checkpoint::CheckpointError;
+
+/// Changes with what a file holds for the same checkpoint.
+const FORMAT: &str = "int8-g16";
+/// What a weight is made of: tensors of its name and these.
+const PARTS: [&str; 3] = ["codes", "factors", "scales"];
+
+/// One checkpoint's file in a directory of such: `VERSION-int8-g16.safetensors`.
+pub(crate) struct Quantized {
+    path: PathBuf,
+    /// The file, if there was one.
+    found: Option<Mmap>,
+    /// What was not in it.
+    made: Vec<(String, Arc<Panels>)>,
+}
+
+impl Quantized {
+    /// Looks for the file of a checkpoint's `version`.
+    pub(crate) fn open(dir: &Path, version: &str) -> Result<Self, CheckpointError> {
+        std::fs::create_dir_all(dir).map_err(|source| CheckpointError::io(dir, source))?;
+        let path = dir.join(format!("{version}-{FORMAT}.safetensors"));
+        let found = match path.exists() {
+            true => Some(map_file(&path).map_err(|source| CheckpointError::io(&path, source))?),
+            false => None,
+        };
+        Ok(Self { path, found, made: Vec::new() })
+    }
+
+    /// The weight of that name, `[out, k]`, if it is there.
+    pub(crate) fn get(&self, name: &str, out: usize, k: usize) -> Result<Option<Panels>, CheckpointError> {
+        let Some(file) = &self.found else { return Ok(None) };
+        let broken = |message| {
+            let file = self.path.display();
+            CheckpointError::Weights(format!("{file}: {name}: {message}; delete the file to make it anew"))
+        };
+        let file = SafeTensors::deserialize(file).map_err(|e| broken(e.to_string()))?;
+        let tensors = PARTS.map(|part| file.tensor(&format!("{name}.{part}")));
+        let [Ok(codes), Ok(factors), Ok(scales)] = tensors else { return Ok(None) };
+        let weight = Panels::from_int8_parts(out, k, [codes.data(), factors.data(), scales.data()]);
+        weight.map(Some).map_err(|e| broken(e.to_string()))
+    }
+
+    /// Keeps a weight for the file.
+    pub(crate) fn put(&mut self, name: &str, weight: &Arc<Panels>) {
+        self.made.push((name.to_owned(), weight.clone()));
+    }
+
+    /// Writes what was not there. The file is complete or not there, whoever else writes it.
+    pub(crate) fn save(self) -> Result<(), CheckpointError> {
+        if self.made.is_empty() {
+            return Ok(());
+        }
+        let mut tensors = Vec::new();
+        for (name, weight) in &self.made {
+            for (part, bytes) in PARTS.iter().zip(weight.int8_parts().into_iter().flatten()) {
+                tensors.push((format!("{name}.{part}"), bytes));
+            }
+        }
+        let unfinished = self.path.with_extension(format!("{}.unfinished", std::process::id()));
+        let write = || {
+            let views = tensors.iter().map(|(name, bytes)| {
+                let view = TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?;
+                Ok((name.as_str(), view))
+            });
+            let views = views.collect::<Result<Vec<_>, SafeTensorError>>().map_err(io::Error::other)?;
+            safetensors::serialize_to_file(views, None, &unfinished).map_err(io::Error::other)?;
+            std::fs::rename(&unfinished, &self.path)
+        };
+        write().map_err(|source| {
+            let _ = std::fs::remove_file(&unfinished);
+            CheckpointError::io(&self.path, source)
+        })
+    }
+}
