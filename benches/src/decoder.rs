@@ -4,10 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use qrm_kernels::{Device, Float, Int8, Weights};
+use qrm_kernels::Device;
 use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 use serde::Deserialize;
 
+use crate::dtype::Dtype;
 use crate::machine::{peak_mib, pool, sgemm_gflops};
 
 #[derive(clap::Args)]
@@ -34,31 +35,6 @@ pub(crate) struct Args {
     /// Writes the rewards here, a row `{"log_phi": [...]}` for each of the input.
     #[arg(long)]
     rewards: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-    Int8,
-    Int8All,
-}
-
-impl Dtype {
-    fn weights(self) -> Weights {
-        let dtype = match self {
-            Self::F16 => Float::F16,
-            Self::Bf16 => Float::BF16,
-            _ => Float::F32,
-        };
-        let int8 = match self {
-            Self::Int8 => Int8::Layers,
-            Self::Int8All => Int8::All,
-            _ => Int8::Nothing,
-        };
-        Weights { dtype, int8 }
-    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

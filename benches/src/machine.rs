@@ -37,3 +37,13 @@ pub(crate) fn peak_mib() -> Option<f64> {
 pub(crate) fn pool(threads: usize) -> anyhow::Result<rayon::ThreadPool> {
     Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?)
 }
+
+/// Seconds that this process's threads have computed; `None` where `/proc` does not tell.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let nanoseconds = |task: std::fs::DirEntry| -> Option<f64> {
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse().ok()
+    };
+    Some(tasks.flatten().filter_map(nanoseconds).sum::<f64>() / 1e9)
+}

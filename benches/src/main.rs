@@ -1,16 +1,18 @@
 //! Measurements of the product's own parts. Each prints its rate, and GFLOP/s beside the machine's own multiply rate.
 //!
-//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|load|fronts …`, and with `--features cuda` `cuda`
+//! `cargo run --release -p qrm-benches -- token-reward|attention|decoder|profile|load|fronts …`, and with `--features cuda` `cuda`
 #![forbid(unsafe_code)]
 
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod decoder;
+mod dtype;
 mod fronts;
 mod load;
 mod machine;
 mod noise;
+mod profile;
 mod token_reward;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +31,8 @@ enum Bench {
     Attention(attention::Args),
     /// A whole checkpoint, scored in process.
     Decoder(decoder::Args),
+    /// Where the time of a batch goes.
+    Profile(profile::Args),
     /// A running server under load.
     Load(load::Args),
     /// A running server's fronts side by side: JSON, base64, gRPC.
@@ -44,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Bench::TokenReward(args) => token_reward::run(&args),
         Bench::Attention(args) => attention::run(&args),
         Bench::Decoder(args) => decoder::run(&args),
+        Bench::Profile(args) => profile::run(&args),
         Bench::Load(args) => load::run(&args),
         Bench::Fronts(args) => fronts::run(&args),
         #[cfg(feature = "cuda")]
