@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, multiversion};
 use super::math;
+use super::output;
 use super::tile::{MAX_ROWS, Tile, WIDTH};
 
 /// Largest code of a weight.
@@ -216,11 +217,18 @@ impl Codes {
         let k = weight.k;
         let n = x.len() / k.max(1);
         let stride = k.div_ceil(2) * 2;
-        let mut values = vec![0i16; n * stride];
         let mut scales = vec![0.0f32; n];
-        let rows = values.par_chunks_mut(stride.max(1)).zip(&mut scales).zip(x.par_chunks(k.max(1)));
         let limit = weight.limit as f32;
-        rows.with_min_len(8).for_each(|((codes, scale), row)| *scale = quantize(row, limit, codes));
+        let fill = |values: output::Output<i16>| {
+            let rows = scales.par_iter_mut().zip(x.par_chunks(k.max(1))).enumerate();
+            rows.with_min_len(8).for_each(|(i, (scale, row))| {
+                // SAFETY: each row is one task's.
+                let codes = unsafe { values.slice(i * stride, stride) };
+                *scale = quantize(row, limit, codes);
+            });
+        };
+        // SAFETY: all rows are written, with their padding.
+        let values = unsafe { output::build(n * stride, fill) };
         Self { values, stride, scales }
     }
 }
@@ -242,13 +250,17 @@ multiversion! {
         chunks.by_ref().for_each(&mut see);
         see(chunks.remainder());
         let largest = math::tree(largest, |a, b| if b > a { b } else { a });
+        let (scale, inverse) = (largest / limit, limit / largest);
         if math::tree(zeros, |a, b| a + b).is_nan() {
+            codes.fill(0);
             return f32::NAN;
         }
-        let (scale, inverse) = (largest / limit, limit / largest);
         if !inverse.is_finite() {
-            return scale; // zeros, or nearly: their codes are zeros
+            codes.fill(0);
+            return scale; // of zeros, or nearly
         }
+        let (codes, padding) = codes.split_at_mut(row.len());
+        padding.fill(0);
         for (code, x) in codes.iter_mut().zip(row) {
             *code = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i16;
         }
@@ -290,13 +302,28 @@ pub(crate) fn multiply(
             Isa::Avx512 | Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         }
-        match b {
-            0 => out.iter_mut().zip(&sums).for_each(|(y, sum)| *y = *sum as f32),
-            _ => out.iter_mut().zip(&sums).for_each(|(y, sum)| *y += *sum as f32),
+        add(&sums[..out.len()], b == 0, out);
+    }
+    scale(out, &rows.scales[first..], scales);
+}
+
+multiversion! {
+    /// A block's sums to those of the blocks before it.
+    fn add(sums: &[i32], is_first: bool, out: &mut [f32]) {
+        for (y, sum) in out.iter_mut().zip(sums) {
+            let before = if is_first { 0.0 } else { *y };
+            *y = before + *sum as f32;
         }
     }
-    for (out, row) in out.chunks_exact_mut(WIDTH).zip(&rows.scales[first..]) {
-        out.iter_mut().zip(scales).for_each(|(y, column)| *y = *y * column * row);
+}
+
+multiversion! {
+    fn scale(out: &mut [f32], rows: &[f32], columns: &[f32]) {
+        for (out, row) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows) {
+            for (y, column) in out.iter_mut().zip(columns) {
+                *y = *y * column * row;
+            }
+        }
     }
 }
 

@@ -3,23 +3,23 @@
 
 /// The address of an output under construction.
 #[derive(Clone, Copy)]
-pub(crate) struct Output {
-    start: *mut f32,
+pub(crate) struct Output<T = f32> {
+    start: *mut T,
     len: usize,
 }
 
 // SAFETY: tasks only write through it, to ranges that the op keeps disjoint.
-unsafe impl Send for Output {}
+unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Output {}
+unsafe impl<T: Send> Sync for Output<T> {}
 
-impl Output {
+impl<T> Output<T> {
     /// The part `start .. start + len`.
     ///
     /// # Safety
     /// No other live slice may overlap it, and every element is written before it is read.
     #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start + len <= self.len);
         // SAFETY: in bounds by the assertion; disjointness is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
@@ -31,7 +31,7 @@ impl Output {
 ///
 /// # Safety
 /// `fill` must write every element.
-pub(crate) unsafe fn build(len: usize, fill: impl FnOnce(Output)) -> Vec<f32> {
+pub(crate) unsafe fn build<T>(len: usize, fill: impl FnOnce(Output<T>)) -> Vec<T> {
     let mut data = Vec::with_capacity(len);
     fill(Output { start: data.as_mut_ptr(), len });
     // SAFETY: capacity is `len`, and the caller promises that all of it was written.

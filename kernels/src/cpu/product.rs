@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, multiversion};
 use super::multiplier::{Multiplier, Rows};
 use super::output;
 use super::tile::{Tile, WIDTH};
@@ -47,13 +47,8 @@ pub(crate) fn product(
                             let at = (start + i) * out + column;
                             // SAFETY: each (row, panel) belongs to one task.
                             let y = unsafe { y.slice(at, width) };
-                            y.copy_from_slice(&tile.row(i)[..width]);
-                            if let Some(bias) = bias {
-                                y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
-                            }
-                            if let Some(residual) = residual {
-                                y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += r);
-                            }
+                            let bias = bias.map(|bias| &bias[column..][..width]);
+                            store(tile.row(i), bias, residual.map(|r| &r[at..][..width]), y);
                         }
                     }
                 }
@@ -62,6 +57,23 @@ pub(crate) fn product(
     };
     // SAFETY: the tasks cover every row and every panel.
     unsafe { output::build(n * out, fill) }
+}
+
+multiversion! {
+    /// A tile's row with what is added to it; its tail may be padding.
+    fn store(row: &[f32; WIDTH], bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
+        let mut sum = *row;
+        for part in [bias, residual].into_iter().flatten() {
+            match <&[f32; WIDTH]>::try_from(part) {
+                Ok(part) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+                Err(_) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+            }
+        }
+        match <&mut [f32; WIDTH]>::try_from(&mut *y) {
+            Ok(y) => *y = sum,
+            Err(_) => y.copy_from_slice(&sum[..y.len()]),
+        }
+    }
 }
 
 /// `Σ_i g[i, o] x[i, j]`, `[out, k]`: a weight's gradient from its input `x [n, k]` and the gradient `g [n, out]` of

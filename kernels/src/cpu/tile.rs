@@ -37,9 +37,9 @@ impl Tile {
         Self([0.0; MAX_ROWS * WIDTH])
     }
 
-    /// Row `i`, `[WIDTH]`.
-    pub(crate) fn row(&self, i: usize) -> &[f32] {
-        &self.0[i * WIDTH..(i + 1) * WIDTH]
+    /// Row `i`.
+    pub(crate) fn row(&self, i: usize) -> &[f32; WIDTH] {
+        &self.0.as_chunks().0[i]
     }
 }
 
