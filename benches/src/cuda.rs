@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use qrm_kernels::Float;
 use qrm_kernels::Segment;
-use qrm_kernels::cuda::{self, Float, Form, Gpu, Linear, Matrix, Plan};
+use qrm_kernels::cuda::{self, Form, Gpu, Linear, Matrix, Plan};
 
 /// n, d, V: one batch of response tokens of models of 7, 1 and 70 billion parameters.
 const SHAPES: [(usize, usize, usize); 3] =
