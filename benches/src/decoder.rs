@@ -4,11 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use qrm_kernels::Device;
+use qrm_kernels::{Device, Weights};
 use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 use serde::Deserialize;
 
-use crate::dtype::Dtype;
 use crate::machine::{peak_mib, pool, sgemm_gflops};
 
 #[derive(clap::Args)]
@@ -29,16 +28,16 @@ pub(crate) struct Args {
     /// Threads; 0 = all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// What weights are held in.
+    /// What weights are held in: f32, f16, bf16, int8, int8-all.
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Weights,
     /// Writes the rewards here, a row `{"log_phi": [...]}` for each of the input.
     #[arg(long)]
     rewards: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let placement = Placement::on(Device::Cpu(args.dtype.weights()));
+    let placement = Placement::on(Device::Cpu(args.dtype));
     let model = RewardModel::load_on(&args.model, &placement)?;
     let loaded = peak_mib();
     let (work, expected) = match &args.input {

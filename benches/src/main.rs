@@ -7,7 +7,6 @@ mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod decoder;
-mod dtype;
 mod fronts;
 mod load;
 mod machine;

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use qrm_kernels::{Device, Layout, RopeTable, Rows, Segment, Weight};
+use qrm_kernels::{Device, Layout, RopeTable, Rows, Segment, Weight, Weights};
 use qrm_model::{Checkpoint, Placement, RewardModel, Trajectory};
 
-use crate::dtype::Dtype;
 use crate::machine::{best, cpu_seconds, pool, sgemm_gflops};
 use crate::noise::matrix;
 
@@ -20,9 +19,9 @@ pub(crate) struct Args {
     /// Tokens of a batch, in trajectories of at most 256, two thirds of each response.
     #[arg(long, value_delimiter = ',', default_value = "64,512,2048")]
     tokens: Vec<usize>,
-    /// What weights are held in.
+    /// What weights are held in: f32, f16, bf16, int8, int8-all.
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Weights,
     /// Threads; 0 = all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -40,7 +39,7 @@ struct Part {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let device = Device::Cpu(args.dtype.weights());
+    let device = Device::Cpu(args.dtype);
     let model = RewardModel::load_on(&args.model, &Placement::on(device.clone()))?;
     let pool = pool(args.threads)?;
     for tokens in &args.tokens {

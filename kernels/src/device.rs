@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
 use candle_core::bail;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::attention::{Segment, forest_attention};
 #[cfg(feature = "cuda")]
@@ -19,9 +19,9 @@ use crate::rms_norm::rms_norm;
 use crate::rope::{QkNorm, RopeTable, qk_rope};
 use crate::swiglu::swiglu;
 use crate::token_reward::{TokenReward, token_reward};
-use crate::weights::Weights;
 #[cfg(feature = "cuda")]
-use crate::weights::{Float, Held};
+use crate::weights::Held;
+use crate::weights::{Float, Weights};
 
 /// A kind of device, and how it has weights.
 #[derive(Debug, Clone)]
@@ -86,9 +86,15 @@ fn apart<T>(op: &str) -> Result<T> {
 }
 
 impl Device {
-    /// A table of embeddings `[V, d]` for the CPU, in the type that weights are held in.
+    /// A table of embeddings `[V, d]` for the CPU, in the type that weights are held in; as of these, in bf16 where that
+    /// holds every number as it is.
     pub fn table(&self, table: &Tensor) -> Result<Tensor> {
         match self {
+            Self::Cpu(Weights { dtype: Float::F32, .. }) => {
+                let half = table.to_dtype(DType::BF16)?;
+                let off = (half.to_dtype(DType::F32)? - table)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                Ok(if off == 0.0 { half } else { table.clone() })
+            }
             Self::Cpu(weights) => table.to_dtype(weights.dtype.dtype()),
             #[cfg(feature = "cuda")]
             Self::Cuda(..) => bail!("table: a GPU's is a weight"),

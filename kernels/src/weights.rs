@@ -1,5 +1,7 @@
 //! What weights are held in, whatever the device.
 
+use std::str::FromStr;
+
 use candle_core::DType;
 
 /// An element type.
@@ -73,6 +75,23 @@ pub enum Held {
 impl Default for Held {
     fn default() -> Self {
         Self::Float(Float::F32)
+    }
+}
+
+impl FromStr for Weights {
+    type Err = String;
+
+    /// Of the CPU: `f32`, `f16`, `bf16`, `int8` (the layers), `int8-all`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        let float = |dtype| Ok(Self { dtype, int8: Int8::Nothing });
+        match name {
+            "f32" => float(Float::F32),
+            "f16" => float(Float::F16),
+            "bf16" => float(Float::BF16),
+            "int8" => Ok(Self { dtype: Float::F32, int8: Int8::Layers }),
+            "int8-all" => Ok(Self { dtype: Float::F32, int8: Int8::All }),
+            _ => Err(format!("{name:?} is none of f32, f16, bf16, int8, int8-all")),
+        }
     }
 }
 

@@ -62,6 +62,9 @@ fn what_bf16_holds_is_held_in_it() {
             let whole = packed(&w, Held::default());
             assert_eq!(through(&x, &panels, &[0, 9, 39]), through(&x, &whole, &[0, 9, 39]));
         }
+        let table = device.table(&w).unwrap();
+        assert_eq!(Held::Float(Float::F32) == held, table.dtype() == DType::F32);
+        assert_eq!(values(&table.to_dtype(DType::F32).unwrap()), values(&w));
     }
 }
 

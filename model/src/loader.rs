@@ -80,6 +80,8 @@ impl<'a> Loader<'a> {
     pub(crate) fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Embedding, CheckpointError> {
         let table = self.tensor(name, &shape)?;
         match &self.device {
+            // One that is trained stays the variable that it is.
+            Device::Cpu(_) if matches!(self.method, Some(Method::Full)) => Ok(Embedding::Matrix(table)),
             device @ Device::Cpu(_) => device.table(&table).map(Embedding::Matrix).map_err(broken),
             #[cfg(feature = "cuda")]
             device => match device.weight(&table).map_err(broken)? {

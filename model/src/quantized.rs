@@ -8,7 +8,7 @@ use std::sync::Arc;
 use qrm_kernels::Panels;
 use qrm_kernels::mmap::{Mmap, map_file};
 use safetensors::SafeTensorError;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
 use crate::checkpoint::CheckpointError;
 
@@ -20,8 +20,8 @@ const PARTS: [&str; 3] = ["codes", "factors", "scales"];
 /// One checkpoint's file in a directory of such: `VERSION-int8-g16.safetensors`.
 pub(crate) struct Quantized {
     path: PathBuf,
-    /// The file, if there was one.
-    found: Option<Mmap>,
+    /// The file, if there was one, and where it has which tensor.
+    found: Option<(Mmap, usize, Metadata)>,
     /// What was not in it.
     made: Vec<(String, Arc<Panels>)>,
 }
@@ -31,25 +31,31 @@ impl Quantized {
     pub(crate) fn open(dir: &Path, version: &str) -> Result<Self, CheckpointError> {
         std::fs::create_dir_all(dir).map_err(|source| CheckpointError::io(dir, source))?;
         let path = dir.join(format!("{version}-{FORMAT}.safetensors"));
-        let found = match path.exists() {
-            true => Some(map_file(&path).map_err(|source| CheckpointError::io(&path, source))?),
-            false => None,
-        };
-        Ok(Self { path, found, made: Vec::new() })
+        let mut all = Self { path, found: None, made: Vec::new() };
+        if all.path.exists() {
+            let file = map_file(&all.path).map_err(|source| CheckpointError::io(&all.path, source))?;
+            let (header, metadata) =
+                SafeTensors::read_metadata(&file).map_err(|e| all.broken(&e.to_string()))?;
+            all.found = Some((file, header + size_of::<u64>(), metadata));
+        }
+        Ok(all)
+    }
+
+    fn broken(&self, message: &str) -> CheckpointError {
+        let file = self.path.display();
+        CheckpointError::Weights(format!("{file}: {message}; delete the file to make it anew"))
     }
 
     /// The weight of that name, `[out, k]`, if it is there.
     pub(crate) fn get(&self, name: &str, out: usize, k: usize) -> Result<Option<Panels>, CheckpointError> {
-        let Some(file) = &self.found else { return Ok(None) };
-        let broken = |message| {
-            let file = self.path.display();
-            CheckpointError::Weights(format!("{file}: {name}: {message}; delete the file to make it anew"))
+        let Some((file, start, metadata)) = &self.found else { return Ok(None) };
+        let part = |part: &str| {
+            let (from, to) = metadata.info(&format!("{name}.{part}"))?.data_offsets;
+            file.get(*start..)?.get(from..to)
         };
-        let file = SafeTensors::deserialize(file).map_err(|e| broken(e.to_string()))?;
-        let tensors = PARTS.map(|part| file.tensor(&format!("{name}.{part}")));
-        let [Ok(codes), Ok(factors), Ok(scales)] = tensors else { return Ok(None) };
-        let weight = Panels::from_int8_parts(out, k, [codes.data(), factors.data(), scales.data()]);
-        weight.map(Some).map_err(|e| broken(e.to_string()))
+        let [Some(codes), Some(factors), Some(scales)] = PARTS.map(part) else { return Ok(None) };
+        let weight = Panels::from_int8_parts(out, k, [codes, factors, scales]);
+        weight.map(Some).map_err(|e| self.broken(&format!("{name}: {e}")))
     }
 
     /// Keeps a weight for the file.

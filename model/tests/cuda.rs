@@ -1,8 +1,9 @@
 //! Whole models on a GPU against the CPU. Without a GPU these tests say so and pass.
 #![cfg(feature = "cuda")]
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::fixture;
 use qrm_kernels::cuda::Gpu;
 use qrm_kernels::{Device, Float, Int8, Weights};
 use qrm_model::{BatchScores, Placement, PrefixCache, RewardModel, Trajectory};
@@ -16,10 +17,6 @@ const FIXTURES: [&str; 7] = [
     "qwen3",
     "qwen2-token-classification",
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 fn ids(seed: u32, n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| 3 + (seed + i * i * 7 + i * seed) % 90).collect()

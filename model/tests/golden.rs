@@ -1,26 +1,12 @@
 //! Every fixture checkpoint against the f64 values beside it.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::{FIXTURES, fixture};
 use qrm_model::reward::TokenScores;
 use qrm_model::text::Message;
 use qrm_model::{RewardModel, Trajectory};
 use serde_json::Value;
-
-const FIXTURES: [&str; 8] = [
-    "llama-sequence-classification",
-    "llama-tied",
-    "llama3-rope",
-    "mistral-window",
-    "qwen2",
-    "qwen2-peaked",
-    "qwen2-token-classification",
-    "qwen3",
-];
-
-fn directory(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
@@ -49,7 +35,7 @@ fn check(name: &str, got: &TokenScores, case: &Value) {
 #[test]
 fn fixtures_match_their_golden_values() {
     for name in FIXTURES {
-        let dir = directory(name);
+        let dir = fixture(name);
         let golden: Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
         let model = RewardModel::load(&dir).unwrap();
         let cases = golden["cases"].as_array().unwrap();
@@ -74,7 +60,7 @@ fn fixtures_match_their_golden_values() {
 #[test]
 fn text_becomes_the_golden_ids() {
     for name in FIXTURES {
-        let dir = directory(name);
+        let dir = fixture(name);
         let golden: Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
         let model = RewardModel::load(&dir).unwrap();
         let text = &golden["text"];

@@ -1,27 +1,15 @@
 //! Models whose weights are held in less than f32, against the same in f32.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::path::PathBuf;
+
+use common::{FIXTURES, fixture};
 use qrm_kernels::{Device, Float, Int8, Weights};
 use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 
-const FIXTURES: [&str; 8] = [
-    "llama-sequence-classification",
-    "llama-tied",
-    "llama3-rope",
-    "mistral-window",
-    "qwen2",
-    "qwen2-peaked",
-    "qwen2-token-classification",
-    "qwen3",
-];
-
-fn directory_of(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
-
 fn load(name: &str, weights: Weights) -> RewardModel {
-    RewardModel::load_on(&directory_of(name), &Placement::on(Device::Cpu(weights))).unwrap()
+    RewardModel::load_on(&fixture(name), &Placement::on(Device::Cpu(weights))).unwrap()
 }
 
 fn batch(model: &RewardModel) -> Vec<Trajectory> {
@@ -78,7 +66,7 @@ fn what_was_quantised_once_is_read_the_next_time() {
         entries.map(|entry| entry.unwrap().path()).collect()
     };
     for (i, name) in ["llama-tied", "qwen2", "qwen2-token-classification"].into_iter().enumerate() {
-        let load = || RewardModel::load_on(&directory_of(name), &placement);
+        let load = || RewardModel::load_on(&fixture(name), &placement);
         let first = load().unwrap();
         let written = files().iter().map(|file| std::fs::metadata(file).unwrap().modified().unwrap()).max();
         let again = load().unwrap();
@@ -93,9 +81,9 @@ fn what_was_quantised_once_is_read_the_next_time() {
         let bytes = std::fs::read(&file).unwrap();
         std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
     }
-    let Err(error) = RewardModel::load_on(&directory_of("qwen2"), &placement) else { panic!("a cut file") };
+    let Err(error) = RewardModel::load_on(&fixture("qwen2"), &placement) else { panic!("a cut file") };
     assert!(error.to_string().contains("delete the file"), "{error}");
     std::fs::write(directory.path().join("file"), "").unwrap();
     let nowhere = placement.with_int8_cache(Some(directory.path().join("file/int8")));
-    assert!(RewardModel::load_on(&directory_of("qwen2"), &nowhere).is_err());
+    assert!(RewardModel::load_on(&fixture("qwen2"), &nowhere).is_err());
 }

@@ -1,15 +1,14 @@
 //! Rewards that take more than a token's scores: step ends, a reference policy.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::fs;
+use std::path::Path;
+
+use common::fixture;
 use qrm_model::reward::HeadKind;
 use qrm_model::{RewardKind, RewardModel, Trajectory};
 use serde_json::json;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 fn copy(name: &str, to: &Path) {
     fs::create_dir_all(to).unwrap();

@@ -1,13 +1,10 @@
 //! A decoder whose layers are in parts: the same bits as in one.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::fixture;
 use qrm_kernels::Device;
 use qrm_model::{ModelError, Placement, PrefixCache, RewardModel, Trajectory};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 fn split(name: &str, parts: usize) -> RewardModel {
     RewardModel::load_on(&fixture(name), &Placement::split(vec![Device::default(); parts])).unwrap()

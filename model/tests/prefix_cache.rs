@@ -1,16 +1,15 @@
 //! The prefix cache: the same bits with less work, within its bounds.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::sync::Arc;
 
+use common::fixture;
 use proptest::prelude::*;
 use qrm_kernels::BLOCK;
 use qrm_model::{PrefixCache, RewardModel, Trajectory};
 use serde_json::json;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 /// A policy with its reference beside it.
 fn dpo(dir: &Path) -> RewardModel {

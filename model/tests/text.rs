@@ -1,17 +1,15 @@
 //! Text in, token ids, byte offsets and rendered conversations out: against golden values, written-out templates and
 //! arbitrary strings.
 
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::sync::LazyLock;
 
+use common::fixture;
 use proptest::prelude::*;
 use qrm_model::text::{Message, TextError, TextProcessor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
-}
 
 static QWEN2: LazyLock<TextProcessor> = LazyLock::new(|| TextProcessor::load(&fixture("qwen2")).unwrap());
 

@@ -1,22 +1,19 @@
 //! Gradients of whole models against central differences of an f64 forward, for every architecture, with and without
 //! checkpointing, and for adapters.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
 
 use candle_core::Tensor;
+use common::fixture;
 use qrm_kernels::{Segment, reference};
 use qrm_model::checkpoint::DecoderConfig;
 use qrm_model::forest::Forest;
 use qrm_model::reward::HeadKind;
 use qrm_model::training::{Gradients, Lora, Method};
 use qrm_model::{RewardModel, Trajectory};
+use std::collections::BTreeMap;
 
 type Weights = BTreeMap<String, Vec<f64>>;
-
-fn directory(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
 
 /// Two pairs of answers; each pair shares its prompt and a first token.
 fn batch() -> Vec<Trajectory> {
@@ -192,7 +189,7 @@ fn every_architecture_has_its_gradients() {
         ("qwen2-token-classification", HeadKind::QScalar),
         ("qwen2", HeadKind::Outcome), // with a head made from the seed
     ] {
-        let model = RewardModel::load_for_training(&directory(name), kind, &Method::Full, 3).unwrap();
+        let model = RewardModel::load_for_training(&fixture(name), kind, &Method::Full, 3).unwrap();
         check(name, &model, &model, 0.0);
     }
 }
@@ -202,9 +199,9 @@ fn adapters_have_their_gradients() {
     let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();
     let method = Method::Lora(Lora { rank: 3, alpha: 6.0, targets });
     for (name, kind) in [("qwen3", HeadKind::QVocab), ("llama-tied", HeadKind::QScalar)] {
-        let model = RewardModel::load_for_training(&directory(name), kind, &method, 7).unwrap();
+        let model = RewardModel::load_for_training(&fixture(name), kind, &method, 7).unwrap();
         let base =
-            RewardModel::load_for_training(&directory(name), HeadKind::QVocab, &Method::Full, 7).unwrap();
+            RewardModel::load_for_training(&fixture(name), HeadKind::QVocab, &Method::Full, 7).unwrap();
         // B starts at zero, where A has no gradient yet: move it.
         for (i, (name, var)) in model.trained().iter().enumerate() {
             if name.ends_with("lora_B.weight") {

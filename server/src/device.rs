@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use qrm_kernels::{Device, Float, Int8, Weights};
+use qrm_kernels::{Device, Float, Weights};
 use qrm_model::Placement;
 
 /// What `--device` may say.
@@ -114,9 +114,7 @@ impl Devices {
         };
         Ok(Self { placements, names: list(&names), dtype: word(dtype) })
     }
-}
 
-impl Devices {
     /// With int8 weights kept in `directory`.
     pub(crate) fn with_int8_cache(self, directory: Option<&PathBuf>) -> Self {
         let placements = self.placements.into_iter();
@@ -131,19 +129,11 @@ fn list(names: &[Name]) -> String {
 impl Dtype {
     /// What weights are held in.
     fn weights(self, is_cpu: bool) -> Weights {
-        let dtype = match self {
-            Self::F16 => Float::F16,
-            Self::Bf16 => Float::BF16,
-            Self::F32 => Float::F32,
-            Self::Auto | Self::Int8 | Self::Int8All if is_cpu => Float::F32,
-            Self::Auto | Self::Int8 | Self::Int8All => Float::BF16,
-        };
-        let int8 = match self {
-            Self::Int8 => Int8::Layers,
-            Self::Int8All => Int8::All,
-            _ => Int8::Nothing,
-        };
-        Weights { dtype, int8 }
+        let weights: Weights = word(self).parse().unwrap_or_default(); // `auto` is no type
+        match self {
+            Self::Auto | Self::Int8 | Self::Int8All if !is_cpu => Weights { dtype: Float::BF16, ..weights },
+            _ => weights,
+        }
     }
 }
 
@@ -208,6 +198,9 @@ mod tests {
         assert_eq!((copies.placements.len(), &*copies.names, &*copies.dtype), (2, "cpu,cpu", "f32"));
         assert_eq!(Devices::open(&two, Dtype::F32, true).unwrap().placements.len(), 1);
         assert_eq!(Devices::open(&two, Dtype::Int8All, false).unwrap().dtype, "int8-all");
+        for dtype in Dtype::value_variants().iter().filter(|dtype| **dtype != Dtype::Auto) {
+            assert!(word(*dtype).parse::<Weights>().is_ok(), "{dtype:?}");
+        }
         let mixed = Wanted::These(vec![Name::Cpu, Name::Cuda(0)]);
         assert!(Devices::open(&mixed, Dtype::Auto, true).is_err());
     }

@@ -25,11 +25,6 @@ impl Storage {
     /// `count` panels; `fill(p, panel)` writes the floats of panel p over zeros.
     pub(crate) fn build(count: usize, k: usize, held: Held, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let size = k * WIDTH;
-        let scratch = || vec![0.0f32; size];
-        let filled = |panel: &mut Vec<f32>, p: usize| {
-            panel.fill(0.0);
-            fill(p, panel);
-        };
         match held {
             Held::Float(Float::F32) => {
                 let mut lines = vec![Line([0.0; 16]); count * size / 16];
@@ -37,22 +32,8 @@ impl Storage {
                 panels.for_each(|(p, panel)| fill(p, panel));
                 Self::F32(lines)
             }
-            Held::Float(Float::F16) => {
-                let mut all = vec![f16::ZERO; count * size];
-                all.par_chunks_mut(size.max(1)).enumerate().for_each_init(scratch, |panel, (p, to)| {
-                    filled(panel, p);
-                    to.convert_from_f32_slice(panel);
-                });
-                Self::F16(all)
-            }
-            Held::Float(Float::BF16) => {
-                let mut all = vec![bf16::ZERO; count * size];
-                all.par_chunks_mut(size.max(1)).enumerate().for_each_init(scratch, |panel, (p, to)| {
-                    filled(panel, p);
-                    to.convert_from_f32_slice(panel);
-                });
-                Self::Bf16(all)
-            }
+            Held::Float(Float::F16) => Self::F16(halves(f16::ZERO, count, size, fill)),
+            Held::Float(Float::BF16) => Self::Bf16(halves(bf16::ZERO, count, size, fill)),
             Held::Int8 => Self::Int8(Quantized::build(count, k, fill)),
         }
     }
@@ -142,6 +123,29 @@ impl Storage {
             Self::Int8(weight) => weight.column(column, to),
         }
     }
+}
+
+/// `count` panels of `size` numbers, filled in f32 and rounded.
+fn halves<T: Copy + Send + Sync>(
+    zero: T,
+    count: usize,
+    size: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<T>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut all = vec![zero; count * size];
+    let panels = all.par_chunks_mut(size.max(1)).enumerate();
+    panels.for_each_init(
+        || vec![0.0f32; size],
+        |panel, (p, to)| {
+            panel.fill(0.0);
+            fill(p, panel);
+            to.convert_from_f32_slice(panel);
+        },
+    );
+    all
 }
 
 multiversion! {

@@ -41,11 +41,7 @@ fn points(seeds: &[f32]) -> String {
 
 fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Result<()> {
     let (steps, answers) = (size.steps(), size.answers_of_a_step());
-    writeln!(
-        text,
-        "\n## Stories of {}\n",
-        part.difficulty.replace("-events", " events").replace('-', " to ")
-    )?;
+    writeln!(text, "\n## {}\n", part.stories.replace("stories", "Stories"))?;
     writeln!(
         text,
         "{steps} steps of {answers} answers; the policy of the best validation is kept and tested on held-out problems. Mean ± \
@@ -136,7 +132,7 @@ fn passes(text: &mut String, shop: &Workshop, part: &Part) -> anyhow::Result<()>
 /// How well the models tell right answers from wrong ones.
 fn reward_models(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
     writeln!(text, "\n## The reward models\n")?;
-    writeln!(text, "| | of pairs told apart | answers told apart (AUC) |\n|---|---|---|")?;
+    writeln!(text, "| | of pairs told apart | answers (AUC) | answers to one question |\n|---|---|---|---|")?;
     for model in MODELS {
         let metrics = rows(&shop.path(&format!("rm/{model}/metrics.jsonl"))).unwrap_or_default();
         let best = metrics
@@ -144,13 +140,14 @@ fn reward_models(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
             .filter_map(|row| row["eval/accuracy"].as_f64())
             .fold(None, |best, x| Some(best.map_or(x, |best: f64| best.max(x))));
         let best = best.map_or("–".into(), |x| format!("{x:.3}"));
-        let auc = auc(&looked(shop, &format!("before-{model}"))?);
-        writeln!(text, "| {model} | {best} | {auc:.3} |")?;
+        let looks = looked(shop, &format!("before-{model}"))?;
+        let (all, one) = (auc(&looks, |_, _| true), auc(&looks, |a, b| a.prompt == b.prompt));
+        writeln!(text, "| {model} | {best} | {all:.3} | {one:.3} |")?;
     }
     Ok(writeln!(
         text,
-        "\nPairs: of the validation problems, as training measures them. AUC: a right and a wrong answer of the policy to any \
-         problems, by the mean of their rewards."
+        "\nPairs: of the validation problems, as training measures them; some have an answer that was not sampled. AUC: a right \
+         and a wrong answer of the policy, to any questions and to the same one, by the mean of their rewards."
     )?)
 }
 
@@ -181,20 +178,18 @@ fn looked(shop: &Workshop, name: &str) -> anyhow::Result<Vec<Look>> {
     rows(&shop.path(&format!("looks/{name}.jsonl")))?.into_iter().map(of).collect()
 }
 
-/// How often a right answer has the higher score than a wrong one.
-fn auc(looks: &[Look]) -> f64 {
+/// How often a right answer has the higher score than a wrong one, of those that are compared.
+fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
     let (right, wrong): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.is_right);
-    let mut sum = 0.0;
-    for (r, w) in right.iter().flat_map(|r| wrong.iter().map(move |w| (r.score(), w.score()))) {
-        sum += if r > w {
-            1.0
-        } else if r == w {
-            0.5
-        } else {
-            0.0
-        };
+    let (mut sum, mut pairs) = (0.0, 0usize);
+    for right in &right {
+        for wrong in wrong.iter().filter(|wrong| compared(right, wrong)) {
+            let (r, w) = (right.score(), wrong.score());
+            sum += if r == w { 0.5 } else { f64::from(u8::from(r > w)) };
+            pairs += 1;
+        }
     }
-    sum / (right.len() * wrong.len()).max(1) as f64
+    sum / pairs.max(1) as f64
 }
 
 /// The paper's Figures 1 and 5.
@@ -237,13 +232,15 @@ fn looks(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
 /// Wall time, machine, waiting.
 fn costs(text: &mut String, shop: &Workshop, results: &Results) -> anyhow::Result<()> {
     let took = shop.took()?;
-    let (mut runs, mut others) = (Vec::new(), Vec::new());
+    let (mut runs, mut looks, mut others) = (Vec::new(), 0.0, Vec::new());
     for took in &took {
-        match took.stage.contains("-events/") {
-            true => runs.push(took.seconds),
-            false => others.push(took),
+        match &took.stage {
+            stage if stage.contains("-events/") => runs.push(took),
+            stage if stage.starts_with("looks/") => looks += took.seconds,
+            _ => others.push(took),
         }
     }
+    let policies = runs.iter().filter(|took| !took.stage.ends_with(".json")).count();
     let waiting = results.parts.iter().flat_map(|p| &p.arms).flat_map(|t| &t.waiting);
     let most = waiting.copied().fold(0.0, f32::max);
     writeln!(text, "\n## Cost\n\n| stage | minutes |\n|---|---|")?;
@@ -252,10 +249,10 @@ fn costs(text: &mut String, shop: &Workshop, results: &Results) -> anyhow::Resul
     }
     writeln!(
         text,
-        "| {} policies and their tests | {:.1} |",
-        runs.len() / 2,
-        runs.iter().sum::<f64>() / 60.0
+        "| {policies} policies and their tests | {:.1} |",
+        runs.iter().map(|took| took.seconds).sum::<f64>() / 60.0
     )?;
+    writeln!(text, "| answers judged for the plots | {:.1} |", looks / 60.0)?;
     let sum: f64 = took.iter().map(|t| t.seconds).sum();
     writeln!(text, "| **in all** | **{:.0}** |", sum / 60.0)?;
     writeln!(
