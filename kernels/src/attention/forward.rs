@@ -107,6 +107,9 @@ struct Scratch {
     /// Running maximum and Σexp of each query row.
     max: Vec<f32>,
     sum: Vec<f32>,
+    /// Of a tile's rows with a block's keys, `[MAX_ROWS, KEYS]`.
+    scores: Vec<f32>,
+    tile: Tile,
 }
 
 impl Scratch {
@@ -119,6 +122,8 @@ impl Scratch {
             acc: vec![0.0; rows * head],
             max: vec![0.0; rows],
             sum: vec![0.0; rows],
+            scores: vec![0.0; MAX_ROWS * KEYS],
+            tile: Tile::new(),
         }
     }
 }
@@ -138,7 +143,7 @@ fn run(
     for i in 0..rows {
         let from = (task.row + i / group) * width + (task.kv_head * group + i % group) * head;
         let to = &mut s.q[i * head..(i + 1) * head];
-        to.iter_mut().zip(&qkv[from..from + head]).for_each(|(q, x)| *q = x * scale);
+        scaled(to, &qkv[from..from + head], scale);
     }
     s.acc[..rows * head].fill(0.0);
     s.max[..rows].fill(f32::NEG_INFINITY);
@@ -152,21 +157,21 @@ fn run(
             if task.position + (first + count - 1) / group < keys {
                 continue; // the whole tile lies before this block
             }
-            let mut scores = [0.0f32; MAX_ROWS * KEYS];
-            let mut tile = Tile::new();
-            for half in 0..KEYS / WIDTH {
+            // Of the last row, which sees most; the keys after those weigh nothing in any row.
+            let seen = heads.seen(task.position + (first + count - 1) / group, keys).end;
+            let seen = seen.next_multiple_of(math::LANES);
+            for half in 0..seen.div_ceil(WIDTH) {
                 let panel = &s.k[half * head * WIDTH / 16..];
-                multiply(isa, &s.q[first * head..], head, count, head, panel, &mut tile);
+                multiply(isa, &s.q[first * head..], head, count, head, panel, &mut s.tile);
                 for i in 0..count {
-                    scores[i * KEYS + half * WIDTH..][..WIDTH].copy_from_slice(tile.row(i));
+                    s.scores[i * KEYS + half * WIDTH..][..WIDTH].copy_from_slice(s.tile.row(i));
                 }
             }
             for i in 0..count {
                 let row = first + i;
-                let seen = heads.seen(task.position + row / group, keys);
                 softmax(
-                    &mut scores[i * KEYS..(i + 1) * KEYS],
-                    seen,
+                    &mut s.scores[i * KEYS..][..seen],
+                    heads.seen(task.position + row / group, keys),
                     &mut s.max[row],
                     &mut s.sum[row],
                     &mut s.acc[row * head..(row + 1) * head],
@@ -174,11 +179,10 @@ fn run(
             }
             for p in 0..head.div_ceil(WIDTH) {
                 let panel = &s.v[p * KEYS * WIDTH / 16..];
-                multiply(isa, &scores, KEYS, count, KEYS, panel, &mut tile);
+                multiply(isa, &s.scores, KEYS, count, seen, panel, &mut s.tile);
                 let columns = p * WIDTH..((p + 1) * WIDTH).min(head);
                 for i in 0..count {
-                    let acc = &mut s.acc[(first + i) * head..][columns.clone()];
-                    acc.iter_mut().zip(tile.row(i)).for_each(|(a, o)| *a += o);
+                    add(&mut s.acc[(first + i) * head..][columns.clone()], s.tile.row(i));
                 }
             }
         }
@@ -187,8 +191,7 @@ fn run(
         let at = (task.row + i / group) * heads.q * head + (task.kv_head * group + i % group) * head;
         // SAFETY: each (row, query head) belongs to one task.
         let y = unsafe { out.slice(at, head) };
-        let norm = 1.0 / s.sum[i];
-        y.iter_mut().zip(&s.acc[i * head..]).for_each(|(y, a)| *y = a * norm);
+        scaled(y, &s.acc[i * head..(i + 1) * head], 1.0 / s.sum[i]);
         // SAFETY: as above.
         let sum = unsafe { logsumexp.slice(at / head, 1) };
         sum[0] = s.max[i] + s.sum[i].ln();
@@ -213,6 +216,21 @@ fn gather(task: &Task<'_>, store: Store<'_>, heads: Heads, positions: Range<usiz
         }
     }
     columns(k, head, &keys[..count]);
+}
+
+multiversion! {
+    fn scaled(to: &mut [f32], from: &[f32], by: f32) {
+        to.iter_mut().zip(from).for_each(|(y, x)| *y = x * by);
+    }
+}
+
+multiversion! {
+    fn add(sum: &mut [f32], row: &[f32; WIDTH]) {
+        match <&mut [f32; WIDTH]>::try_from(&mut *sum) {
+            Ok(sum) => sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x),
+            Err(_) => sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x),
+        }
+    }
 }
 
 multiversion! {
