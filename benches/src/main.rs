@@ -15,6 +15,11 @@ mod profile;
 mod token_reward;
 
 use clap::{Parser, Subcommand};
+use qrm_kernels::memory::{Allocator, PAUSE, keep_pages};
+
+/// As the server has it.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 #[derive(Parser)]
 struct Args {
@@ -43,6 +48,7 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     qrm_kernels::threads::keep_candle_single();
+    keep_pages(Some(PAUSE));
     match Args::parse().bench {
         Bench::TokenReward(args) => token_reward::run(&args),
         Bench::Attention(args) => attention::run(&args),

@@ -35,7 +35,7 @@ mod tls;
 
 use std::process::ExitCode;
 
-use qrm_kernels::memory::Allocator;
+use qrm_kernels::memory::{Allocator, PAUSE, keep_pages};
 use qrm_kernels::threads::keep_candle_single;
 
 #[global_allocator]
@@ -43,6 +43,7 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     keep_candle_single();
+    keep_pages(Some(PAUSE));
     let cli = config::Cli::read();
     let (format, traces) = cli.telemetry();
     let _export = match telemetry::init(format, traces) {

@@ -17,7 +17,7 @@ const BAD_ROWS: u8 = 2;
 
 fn main() -> ExitCode {
     keep_candle_single();
-    keep_pages();
+    keep_pages(None);
     let Err(error) = Cli::parse().run() else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
     match error.is::<BadRows>() {
