@@ -30,7 +30,7 @@ def entrants(with_qrm: bool) -> dict[str, Entrant]:
     """By name, the reference first."""
     found = {name: Entrant(partial(run_peer, name), "int8" not in name) for name in PEERS}
     if with_qrm:
-        found |= {f"qrm {dtype}": Entrant(partial(run_qrm, dtype), False) for dtype in ("f32", "bf16", "int8")}
+        found |= {f"qrm {dtype}": Entrant(partial(run_qrm, dtype), False) for dtype in ("f32", "bf16", "int8", "int8-all")}
     return found
 
 

@@ -59,7 +59,7 @@ fn batch(args: &Args, device: &Device, model: &RewardModel, tokens: usize) -> an
 
     let parts = parts(args, device, &work)?;
     let sgemm = sgemm_gflops()?;
-    println!("\n{tokens} tokens in {} trajectories, {:?}: {:.2} ms", work.len(), args.dtype, 1e3 * whole);
+    println!("\n{tokens} tokens in {} trajectories, {}: {:.2} ms", work.len(), args.dtype, 1e3 * whole);
     println!("| part | ms | share | GFLOP/s |\n|---|---|---|---|");
     let mut rest = whole;
     for part in &parts {
@@ -115,7 +115,7 @@ fn parts(args: &Args, device: &Device, work: &[Trajectory]) -> anyhow::Result<Ve
     let pairs: usize = layout.segments.iter().map(|s| s.len * (s.len + 1) / 2).sum();
 
     let rows = |width: usize| matrix(n, width, 1.0).map(Rows::from);
-    let (x, qkv, attended, gated, wide) = (rows(d)?, rows(qkv_width)?, rows(q)?, rows(m)?, rows(2 * m)?);
+    let (x, qkv, attended, gated) = (rows(d)?, rows(qkv_width)?, rows(q)?, rows(m)?);
     let weight = |out: usize, k: usize| device.projection(&[&matrix(out, k, 0.05)?], None);
     let (w_qkv, w_o, w_up, w_down) = (weight(qkv_width, d)?, weight(d, q)?, weight(2 * m, d)?, weight(d, m)?);
     let norm =
@@ -137,8 +137,7 @@ fn parts(args: &Args, device: &Device, work: &[Trajectory]) -> anyhow::Result<Ve
     let attend = || qkv.forest_attention(&layout, heads, None).map(drop);
     time("attention", layers, 4 * pairs * q, &attend)?;
     time("o and residual", layers, 2 * n * q * d, &|| linear(&attended, &w_o, Some(&x)))?;
-    time("gate and up", layers, 4 * n * d * m, &|| linear(&x, &w_up, None))?;
-    time("swiglu", layers, 0, &|| wide.swiglu().map(drop))?;
+    time("gate and up", layers, 4 * n * d * m, &|| x.gated(&w_up).map(drop))?;
     time("down and residual", layers, 2 * n * m * d, &|| linear(&gated, &w_down, Some(&x)))?;
     if checkpoint.head().is_vocabulary() {
         let flops = 2 * responses.len() * d * c.vocab_size;

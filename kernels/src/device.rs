@@ -17,7 +17,7 @@ use crate::linear::{Weight, linear};
 use crate::panels::Panels;
 use crate::rms_norm::rms_norm;
 use crate::rope::{QkNorm, RopeTable, qk_rope};
-use crate::swiglu::swiglu;
+use crate::swiglu::{gated, swiglu};
 use crate::token_reward::{TokenReward, token_reward};
 #[cfg(feature = "cuda")]
 use crate::weights::Held;
@@ -345,6 +345,16 @@ impl Rows {
             Self::Cpu(x) => swiglu(x).map(Self::Cpu),
             #[cfg(feature = "cuda")]
             Self::Cuda(x) => cuda::swiglu(x).map(Self::Cuda),
+        }
+    }
+
+    /// [`Rows::swiglu`] of [`Rows::linear`], in one where the CPU can and autograd does not ask for what lies between.
+    pub fn gated(&self, weight: &Weight) -> Result<Self> {
+        match (self, weight) {
+            (Self::Cpu(x), Weight::Packed(panels)) if !x.track_op() && panels.has_whole_halves() => {
+                gated(x, panels).map(Self::Cpu)
+            }
+            _ => self.linear(weight, None, None)?.swiglu(),
         }
     }
 

@@ -144,6 +144,11 @@ impl Panels {
         self.out.div_ceil(WIDTH)
     }
 
+    /// Whether the weight's two halves have panels of their own.
+    pub(crate) fn has_whole_halves(&self) -> bool {
+        self.out.is_multiple_of(2 * WIDTH)
+    }
+
     /// All panels, `[count, k, WIDTH]`, where they are held in f32.
     pub(crate) fn lines(&self) -> Option<&[Line]> {
         self.storage.lines()

@@ -1,5 +1,6 @@
 //! What weights are held in, whatever the device.
 
+use std::fmt;
 use std::str::FromStr;
 
 use candle_core::DType;
@@ -91,6 +92,24 @@ impl FromStr for Weights {
             "int8" => Ok(Self { dtype: Float::F32, int8: Int8::Layers }),
             "int8-all" => Ok(Self { dtype: Float::F32, int8: Int8::All }),
             _ => Err(format!("{name:?} is none of f32, f16, bf16, int8, int8-all")),
+        }
+    }
+}
+
+impl fmt::Display for Weights {
+    /// What [`Weights::from_str`] takes; of int8 on a GPU, what the rest is held in too.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let float = match self.dtype {
+            Float::F32 => "f32",
+            Float::F16 => "f16",
+            Float::BF16 => "bf16",
+        };
+        match (self.int8, self.dtype) {
+            (Int8::Nothing, _) => f.write_str(float),
+            (Int8::Layers, Float::F32) => f.write_str("int8"),
+            (Int8::All, Float::F32) => f.write_str("int8-all"),
+            (Int8::Layers, _) => write!(f, "int8 and {float}"),
+            (Int8::All, _) => write!(f, "int8-all and {float}"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use common::{close, noise, tensor, values, wide};
 use proptest::prelude::*;
-use qrm_kernels::{Device, Float, Held, Panels, TokenReward, Weight, linear, reference, token_reward};
+use qrm_kernels::{Device, Float, Held, Panels, Rows, TokenReward, Weight, linear, reference, token_reward};
 
 const HALVES: [Held; 2] = [Held::Float(Float::F16), Held::Float(Float::BF16)];
 
@@ -116,6 +116,25 @@ fn int8_comes_back_from_its_parts() {
         (70, 33, [&codes, &factors, &scales[4..]]),
     ] {
         assert!(Panels::from_int8_parts(out, k, parts).is_err());
+    }
+}
+
+#[test]
+fn gating_in_one_gives_the_bits_of_two_steps() {
+    for held in [Held::default(), HALVES[0], HALVES[1], Held::Int8] {
+        // Halves of whole panels, and one of half a panel.
+        for (n, k, m) in [(1, 1, 32), (113, 33, 96), (15, 300, 256), (0, 8, 32), (14, 20, 48)] {
+            let x = Tensor::from_slice(&noise(n * k, 1), (n, k), &candle_core::Device::Cpu).unwrap();
+            let weight = Weight::Packed(packed(&tensor(&noise(2 * m * k, 2), 2 * m), held));
+            let x = Rows::from(x);
+            let in_one = x.gated(&weight).unwrap();
+            let in_two = x.linear(&weight, None, None).unwrap().swiglu().unwrap();
+            assert_eq!(
+                values(in_one.tensor().unwrap()),
+                values(in_two.tensor().unwrap()),
+                "{held:?}, {n} rows"
+            );
+        }
     }
 }
 

@@ -267,9 +267,7 @@ impl Layer {
         let attended = attend(&qkv, self)?;
         drop(qkv);
         let x = self.o.forward(&attended, Some(x))?;
-        let gate_up = self.gate_up.forward(&x.rms_norm(&self.post_norm, self.eps)?, None)?;
-        let gated = gate_up.swiglu()?;
-        drop(gate_up);
+        let gated = self.gate_up.gated(&x.rms_norm(&self.post_norm, self.eps)?)?;
         self.down.forward(&gated, Some(&x))
     }
 

@@ -56,6 +56,15 @@ impl Projection {
         }
     }
 
+    /// SwiGLU of what [`Projection::forward`] gives of gates and ups.
+    pub(crate) fn gated(&self, x: &Rows) -> Result<Rows> {
+        let is_plain = self.bias.is_empty() && self.parts.iter().all(|(_, adapter)| adapter.is_none());
+        match &self.weight {
+            Joined::Fixed(weight) if is_plain => x.gated(weight),
+            _ => self.forward(x, None)?.swiglu(),
+        }
+    }
+
     /// The parts' adapters as one: A `[Σ rank, in]`, B `[Σ out, Σ rank]` with each part's own in its rows and columns.
     fn adapters(&self) -> Result<Option<(Tensor, Tensor, f64)>> {
         let there: Vec<&Adapter> = self.parts.iter().filter_map(|(_, adapter)| adapter.as_ref()).collect();

@@ -8,6 +8,7 @@ use super::multiplier::{Multiplier, Rows};
 use super::output;
 use super::tile::{Tile, WIDTH};
 use crate::panels::Panels;
+use crate::swiglu;
 
 /// Tiles of one task, one below the other: their inputs stay in L2 while the task's panels pass by.
 const TASK_TILES: usize = 8;
@@ -23,40 +24,75 @@ pub(crate) fn product(
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
     let out = weight.out_dim();
-    let tile_rows = Isa::detect().rows();
-    let task_rows = TASK_TILES * tile_rows;
-    let row_tasks = n.div_ceil(task_rows);
-    let panel_tasks = weight.count().div_ceil(TASK_PANELS);
     let x = Rows::new(x, weight);
     let fill = |y: output::Output| {
-        let tasks = (0..row_tasks * panel_tasks).into_par_iter().with_max_len(1);
-        tasks.for_each_init(
-            || Multiplier::new(&x, weight),
-            |multiplier, task| {
-                let rows = (task % row_tasks) * task_rows..((task % row_tasks + 1) * task_rows).min(n);
-                let first = (task / row_tasks) * TASK_PANELS;
-                let mut tile = Tile::new();
-                for p in first..(first + TASK_PANELS).min(weight.count()) {
-                    let column = p * WIDTH;
-                    let width = WIDTH.min(out - column);
-                    multiplier.load(p..p + 1);
-                    for start in rows.clone().step_by(tile_rows) {
-                        let count = tile_rows.min(rows.end - start);
-                        multiplier.tile(p, start, count, &mut tile);
-                        for i in 0..count {
-                            let at = (start + i) * out + column;
-                            // SAFETY: each (row, panel) belongs to one task.
-                            let y = unsafe { y.slice(at, width) };
-                            let bias = bias.map(|bias| &bias[column..][..width]);
-                            store(tile.row(i), bias, residual.map(|r| &r[at..][..width]), y);
-                        }
-                    }
+        let start = || (Multiplier::new(&x, weight), Tile::new());
+        each_panel(n, weight.count(), start, |(multiplier, tile), p, tiles| {
+            let column = p * WIDTH;
+            let width = WIDTH.min(out - column);
+            multiplier.load(p..p + 1);
+            for (start, count) in tiles {
+                multiplier.tile(p, start, count, tile);
+                for i in 0..count {
+                    let at = (start + i) * out + column;
+                    // SAFETY: each (row, panel) belongs to one task.
+                    let y = unsafe { y.slice(at, width) };
+                    let bias = bias.map(|bias| &bias[column..][..width]);
+                    store(tile.row(i), bias, residual.map(|r| &r[at..][..width]), y);
                 }
-            },
-        );
+            }
+        });
     };
     // SAFETY: the tasks cover every row and every panel.
     unsafe { output::build(n * out, fill) }
+}
+
+/// `silu(x Gᵀ) · (x Uᵀ)`, `[n, m]`, where `weight [2m, k]` is G above U and m is a multiple of [`WIDTH`]. The two products,
+/// the largest of a decoder's activations, are never written.
+pub(crate) fn gated_product(x: &[f32], n: usize, weight: &Panels) -> Vec<f32> {
+    let (m, half) = (weight.out_dim() / 2, weight.count() / 2);
+    assert!(m == half * WIDTH);
+    let x = Rows::new(x, weight);
+    let fill = |y: output::Output| {
+        let start = || [(); 2].map(|()| (Multiplier::new(&x, weight), Tile::new()));
+        each_panel(n, half, start, |[(gates, gate), (ups, up)], p, tiles| {
+            gates.load(p..p + 1);
+            ups.load(half + p..half + p + 1);
+            for (start, count) in tiles {
+                gates.tile(p, start, count, gate);
+                ups.tile(half + p, start, count, up);
+                for i in 0..count {
+                    // SAFETY: each (row, panel) belongs to one task.
+                    let y = unsafe { y.slice((start + i) * m + p * WIDTH, WIDTH) };
+                    swiglu::gate(gate.row(i), up.row(i), y);
+                }
+            }
+        });
+    };
+    // SAFETY: the tasks cover every row and every panel.
+    unsafe { output::build(n * m, fill) }
+}
+
+/// Work for all threads: `each(state, panel, tiles)` for every panel and some of the rows' tiles `(first row, rows)`, a task's
+/// panels one after the other with the state that its thread has from `start`.
+fn each_panel<S>(
+    n: usize,
+    panels: usize,
+    start: impl Fn() -> S + Sync + Send,
+    each: impl Fn(&mut S, usize, &mut dyn Iterator<Item = (usize, usize)>) + Sync + Send,
+) {
+    let tile_rows = Isa::detect().rows();
+    let task_rows = TASK_TILES * tile_rows;
+    let row_tasks = n.div_ceil(task_rows);
+    let tasks = (0..row_tasks * panels.div_ceil(TASK_PANELS)).into_par_iter().with_max_len(1);
+    tasks.for_each_init(start, |state, task| {
+        let rows = (task % row_tasks) * task_rows..((task % row_tasks + 1) * task_rows).min(n);
+        let first = (task / row_tasks) * TASK_PANELS;
+        for p in first..(first + TASK_PANELS).min(panels) {
+            let starts = rows.clone().step_by(tile_rows);
+            each(state, p, &mut starts.map(|start| (start, tile_rows.min(rows.end - start))));
+        }
+    });
 }
 
 multiversion! {
