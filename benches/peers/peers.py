@@ -94,7 +94,8 @@ def ctranslate2(task: Task, compute_type: str) -> Scorer:
 
     def score(trajectories: list[Trajectory]) -> list[list[float]]:
         tokens = [tokenizer.convert_ids_to_tokens(t["prompt"] + t["response"]) for t in trajectories]
-        scored = generator.score_batch(tokens, max_batch_size=1)
+        # 0: it would cut what is longer than 1024 tokens.
+        scored = generator.score_batch(tokens, max_batch_size=1, max_input_length=0)
         return [s.log_probs[-len(t["response"]) :] for s, t in zip(scored, trajectories)]
 
     return score

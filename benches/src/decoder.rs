@@ -1,11 +1,12 @@
-//! A whole checkpoint scored in process: no HTTP, no queue.
+//! A whole checkpoint scored in process, batch after batch as the server does: no HTTP, no queue.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use qrm_kernels::{Device, Weights};
-use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
+use qrm_model::forest::Forest;
+use qrm_model::{Placement, PrefixCache, RewardKind, RewardModel, Trajectory};
 use serde::Deserialize;
 
 use crate::machine::{peak_mib, pool, sgemm_gflops};
@@ -19,9 +20,12 @@ pub(crate) struct Args {
     /// rows carry another implementation's `log_phi`, the largest difference from it is printed.
     #[arg(long)]
     input: Option<PathBuf>,
-    /// Batches of about this many tokens.
+    /// Tokens of a batch at most, those that trajectories share counted once, as the server's flag of this name does.
     #[arg(long, default_value_t = 2048)]
     max_batch_tokens: usize,
+    /// Keys and values of prefixes kept from batch to batch, MiB, as the server does; 0 = none. Each run begins with none.
+    #[arg(long, default_value_t = 512)]
+    prefix_cache_mib: usize,
     /// Times the whole input is scored; each is timed.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -45,23 +49,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => ((0..16).map(|i| made_up(i, &model)).collect(), Vec::new()),
     };
     let total: usize = work.iter().map(Trajectory::len).sum();
+    let batches = batches(&work, args.max_batch_tokens);
     let pool = pool(args.threads)?;
     for run in 0..=args.runs {
         let start = Instant::now();
         let mut computed = 0;
         let mut log_phi = Vec::new();
-        let mut rest = &work[..];
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let count = rest.iter().take_while(|t| {
-                tokens += t.len();
-                tokens <= args.max_batch_tokens
-            });
-            let count = count.count().max(1);
-            let batch = pool.install(|| model.score(&rest[..count]))?;
+        let cache = PrefixCache::new(&model, args.prefix_cache_mib << 20)?;
+        for batch in &batches {
+            let batch = pool.install(|| model.score_cached(batch, &cache))?;
             computed += batch.computed_tokens.iter().sum::<usize>();
             log_phi.extend(batch.scores.iter().map(|s| s.rewards(RewardKind::Advantage)));
-            rest = &rest[count..];
         }
         let seconds = start.elapsed().as_secs_f64();
         if run > 0 {
@@ -92,6 +90,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Neighbours, as many as fit.
+fn batches(mut work: &[Trajectory], most: usize) -> Vec<&[Trajectory]> {
+    let mut batches = Vec::new();
+    while !work.is_empty() {
+        let fits = |count: &usize| Forest::new(&work[..*count]).len() <= most;
+        let count = (2..=work.len()).take_while(fits).last().unwrap_or(1);
+        let (batch, rest) = work.split_at(count);
+        batches.push(batch);
+        work = rest;
+    }
+    batches
 }
 
 fn made_up(i: usize, model: &RewardModel) -> Trajectory {
