@@ -13,7 +13,7 @@ pub const PAUSE: Duration = Duration::from_secs(10);
 
 /// Keeps memory that a binary whose global allocator is [`Allocator`] has freed for `time`, forever if none, before the
 /// system has it back. The allocator's own second is shorter than a large batch, and pages come back cleared: on a CPU that
-/// costs scoring 3 % (SmolLM2-135M), and LoRA on that model, whose activations are gigabytes, a third.
+/// costs scoring 2 % (SmolLM2-135M), and LoRA on that model, whose activations are gigabytes, a third.
 #[allow(unsafe_code)]
 pub fn keep_pages(time: Option<Duration>) {
     let milliseconds = time.map_or(-1, |time| c_long::try_from(time.as_millis()).unwrap_or(c_long::MAX));
