@@ -1,6 +1,5 @@
 //! Answers that a policy samples, told right from wrong: the pairs that reward models learn from.
 
-use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -146,23 +145,24 @@ fn answers(
     Ok(all)
 }
 
-/// The different answers to one problem.
+/// The different answers to one problem, in the order in which they were sampled: in any other, such as by their letters, the
+/// first of the wrong ones would be told from a right one by that order alone.
 struct Answers {
-    right: BTreeSet<String>,
-    wrong: BTreeSet<String>,
+    right: Vec<String>,
+    wrong: Vec<String>,
     /// Right ones, the same ones counted each time.
     right_count: usize,
 }
 
 impl Answers {
     fn of(problem: &Problem, all: impl Iterator<Item = String>) -> Self {
-        let mut answers = Self { right: BTreeSet::new(), wrong: BTreeSet::new(), right_count: 0 };
+        let mut answers = Self { right: Vec::new(), wrong: Vec::new(), right_count: 0 };
         for answer in all.filter(|answer| !answer.is_empty()) {
-            if verify(problem, &answer) == Verdict::Right {
-                answers.right_count += 1;
-                answers.right.insert(answer);
-            } else {
-                answers.wrong.insert(answer);
+            let is_right = verify(problem, &answer) == Verdict::Right;
+            answers.right_count += usize::from(is_right);
+            let side = if is_right { &mut answers.right } else { &mut answers.wrong };
+            if !side.contains(&answer) {
+                side.push(answer);
             }
         }
         answers
@@ -188,5 +188,28 @@ impl Answers {
                 pairs.collect()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Alphabetically, one that begins with a digit comes before one that begins with a word.
+    #[test]
+    fn a_pair_cannot_be_told_by_the_order_of_its_letters() {
+        let problem = Generator::new(Split::Train, 1..=1, 0).next().expect("a problem");
+        let right = worked::plain(&problem);
+        let words = format!("So {right}");
+        let answers = |all: [&str; 5]| Answers::of(&problem, all.into_iter().map(str::to_owned));
+        let wrong = ["Thus 1 + 1 = 3\n#### 3", "1 + 1 = 3\n#### 3"];
+        let found = answers([wrong[0], &words, wrong[1], &right, wrong[0]]);
+        assert_eq!(found.wrong, wrong);
+        assert_eq!(found.right, [words.clone(), right.clone()]);
+        assert_eq!(found.right_count, 2);
+        let found = answers([wrong[1], &right, wrong[0], &words, &right]);
+        assert_eq!(found.wrong, [wrong[1], wrong[0]]);
+        assert_eq!(found.right, [right, words]);
+        assert_eq!(found.right_count, 3);
     }
 }
