@@ -142,17 +142,22 @@ fn samples_are_rows() {
 #[test]
 fn the_experiment_comes_to_its_table() {
     let dir = tempfile::tempdir().expect("a directory");
-    let reproduce = || {
+    let reproduce = |flags: &[&str]| {
         let run = Command::new(binary().with_file_name("qrm-rl"))
             .args(["reproduce", "--quick", "--seeds", "1", "--output"])
             .arg(dir.path())
+            .args(flags)
             .output()
             .expect("it runs");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         String::from_utf8(run.stderr).expect("UTF-8")
     };
-    assert!(reproduce().contains("qrm-rl ppo"), "the commands are shown");
-    let results = std::fs::read_to_string(dir.path().join("RESULTS.md")).expect("results");
+    let results = || std::fs::read_to_string(dir.path().join("RESULTS.md")).expect("results");
+    assert!(reproduce(&["--judges", "orm"]).contains("qrm-rl ppo"), "the commands are shown");
+    assert!(results().contains("| PPO | ORM |") && !results().contains("Q-RM"), "{}", results());
+    assert!(!dir.path().join("rm/qrm").exists(), "nobody wanted it");
+    assert!(!reproduce(&[]).contains("task start"), "what is there is kept");
+    let results = results();
     for row in [
         "| SFT |",
         "| PPO | ORM |",
@@ -172,7 +177,7 @@ fn the_experiment_comes_to_its_table() {
         );
     }
     // Done is done.
-    assert_eq!(reproduce(), "");
+    assert_eq!(reproduce(&[]), "");
     assert_eq!(std::fs::read_to_string(dir.path().join("RESULTS.md")).expect("results"), results);
 }
 

@@ -2,19 +2,23 @@
 //! PPO and REINFORCE with each, tests, plots, `RESULTS.md`. Every step is a command that is printed and can be run by hand;
 //! started again, it goes on where it was.
 
+mod judges;
 mod plan;
 mod report;
 mod results;
 mod server;
+mod size;
 mod stage;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use plan::{Arm, MODELS, Size, arms, checkpoint, difficulty, events};
+use judges::{Arm, arms, served};
+use plan::{checkpoint, difficulty, events};
 use results::Results;
 use server::Server;
+use size::Size;
 use stage::{Stage, Workshop};
 
 /// Flags of `qrm-rl reproduce`.
@@ -29,6 +33,9 @@ pub struct ReproduceArgs {
     /// Seeds of every policy; default: 3, and 2 when quick.
     #[arg(long)]
     seeds: Option<usize>,
+    /// Whose rewards are compared, by commas; default: all. Reward models that none of them needs are not trained.
+    #[arg(long, value_delimiter = ',', value_parser = judges::names())]
+    judges: Vec<String>,
     /// Commands that run side by side and divide the cores among them: with models as small as these that is faster.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -40,22 +47,25 @@ impl ReproduceArgs {
         let mut size = if self.quick { Size::QUICK } else { Size::FULL };
         size.seeds = self.seeds.unwrap_or(size.seeds).max(1);
         let shop = Workshop::new(&self.output, self.jobs)?;
-        for round in plan::models(&shop, &size) {
+        let judges = judges::judges(&self.judges);
+        for round in plan::models(&shop, &size, &judges) {
             shop.side_by_side(round.into_iter().map(|stage| vec![stage]))?;
         }
-        let served: Vec<(String, String)> =
-            MODELS.iter().map(|name| ((*name).to_owned(), checkpoint(&shop, name))).collect();
-        let server = Server::start(&served, &shop.path("logs/server"))?;
-        let [paper, controls] = arms();
+        let models = served(&judges);
+        let checkpoints: Vec<(String, String)> =
+            models.iter().map(|name| ((*name).to_owned(), checkpoint(&shop, name))).collect();
+        let server = Server::start(&checkpoints, &shop.path("logs/server"))?;
+        let [paper, controls] = arms(&judges);
         let all = [&paper[..], &controls[..]].concat();
         let untrained = size.difficulties.iter().map(|at| {
             let to = format!("{}/sft.json", difficulty(*at));
             vec![plan::test(&shop, &size, *at, "policy/model", &to)]
         });
         shop.side_by_side(untrained)?;
-        shop.side_by_side(before(&shop, &size, &server).into_iter().map(|stage| vec![stage]))?;
+        shop.side_by_side(before(&shop, &size, &server, &models).into_iter().map(|stage| vec![stage]))?;
+        let (first, harder) = size.difficulties.split_at(1);
         // An experiment that was stopped has the paper's comparison, perhaps with fewer seeds.
-        for (arms, difficulties) in [(&paper, size.difficulties), (&controls, &size.difficulties[..1])] {
+        for (arms, difficulties) in [(&paper, first), (&controls, first), (&paper, harder)] {
             for at in difficulties {
                 for seed in 0..size.seeds {
                     shop.side_by_side(arms.iter().map(|arm| {
@@ -68,7 +78,7 @@ impl ReproduceArgs {
                     for stage in after(&shop, &size, &server, *at, arms) {
                         shop.run(stage)?;
                     }
-                    report::write(&shop, &size, &Results::read(&shop, &size, &all)?)?;
+                    report::write(&shop, &size, &models, &Results::read(&shop, &size, &all)?)?;
                 }
             }
         }
@@ -79,10 +89,10 @@ impl ReproduceArgs {
 }
 
 /// Answers of the policy before, as every model judges them.
-fn before(shop: &Workshop, size: &Size, server: &Server) -> Vec<Stage> {
+fn before(shop: &Workshop, size: &Size, server: &Server, models: &[&str]) -> Vec<Stage> {
     let at = size.difficulties[0];
     let of = |model: &&str| look(shop, size, server, at, "policy/model", model, &format!("before-{model}"));
-    MODELS.iter().map(of).collect()
+    models.iter().map(of).collect()
 }
 
 /// Answers of what the policy became under the Q-RM and under the ORM, as these judge them.
@@ -105,11 +115,11 @@ fn look(
     to: &str,
 ) -> Stage {
     let flags = format!(
-        "sample --policy {} {} --split validation --questions 64 --samples 4 --max-new-tokens {} --with-rewards \
+        "sample --policy {} {} --split validation --questions 200 --samples 4 --max-new-tokens {} --with-rewards \
          --reward-url {} --reward-model {model} --output @",
         shop.arg(policy),
         events(at),
-        size.longest(),
+        size.longest,
         server.url(),
     );
     shop.stage("qrm-rl", &format!("looks/{to}.jsonl"), &flags)

@@ -1,174 +1,11 @@
-//! The experiment as commands: sizes, models, and who judges whom.
+//! The experiment as commands.
 
+use super::judges::{Arm, Judge, served};
+use super::size::Size;
 use super::stage::{Stage, Workshop};
 
-/// How large everything is.
-#[derive(Debug, Clone)]
-pub(super) struct Size {
-    /// Of the policy and the reward models; flags of `task start`.
-    shape: &'static str,
-    /// Worked answers to learn the task from.
-    answers: usize,
-    /// Steps of SFT on them: of the policy, and from there on of the reward models' backbone, which knows the task better.
-    sft: (usize, usize),
-    /// Problems whose answers become pairs, and labelled steps.
-    sampled: (usize, usize),
-    /// Steps of each reward model.
-    rm_steps: usize,
-    /// Steps of a policy, questions and answers to each.
-    rl: (usize, usize, usize),
-    /// Steps between evaluations.
-    eval_every: usize,
-    /// Questions of validation and test, and sampled answers to each.
-    questions: (usize, usize, usize),
-    /// Seeds of a policy's training.
-    pub(super) seeds: usize,
-    /// Fewest and most events of a story; controls are at the first.
-    pub(super) difficulties: &'static [(usize, usize)],
-    /// Longest answer, tokens.
-    longest: usize,
-}
-
-impl Size {
-    /// Hours on two cores.
-    pub(super) const FULL: Self = Self {
-        shape: "",
-        answers: 200_000,
-        sft: (2400, 2400),
-        sampled: (6000, 4000),
-        rm_steps: 400,
-        rl: (24, 64, 4),
-        eval_every: 3,
-        questions: (100, 400, 4),
-        seeds: 3,
-        difficulties: &[(1, 2), (3, 3)],
-        longest: 160,
-    };
-
-    /// Everything, of models that have learnt nothing: minutes.
-    pub(super) const QUICK: Self = Self {
-        shape: "--hidden-size 16 --layers 1 --heads 1 --intermediate-size 32 --vocab-size 320",
-        answers: 400,
-        sft: (4, 4),
-        sampled: (40, 40),
-        rm_steps: 2,
-        rl: (2, 4, 2),
-        eval_every: 1,
-        questions: (8, 8, 2),
-        seeds: 2,
-        difficulties: &[(1, 1), (2, 2)],
-        longest: 24,
-    };
-
-    /// Steps of a policy.
-    pub(super) fn steps(&self) -> usize {
-        self.rl.0
-    }
-
-    /// Answers that a policy learns from in a step.
-    pub(super) fn answers_of_a_step(&self) -> usize {
-        self.rl.1 * self.rl.2
-    }
-
-    /// Sampled answers to a test question.
-    pub(super) fn samples(&self) -> usize {
-        self.questions.2
-    }
-
-    /// Longest answer, tokens.
-    pub(super) fn longest(&self) -> usize {
-        self.longest
-    }
-}
-
-/// What a policy is rewarded by.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Judge {
-    /// In names of files.
-    pub(super) name: &'static str,
-    /// In tables.
-    pub(super) label: &'static str,
-    /// The reward model; none: the verifier.
-    pub(super) model: Option<&'static str>,
-    /// Flags of a run.
-    flags: &'static str,
-}
-
-/// The paper's comparison, its reference, and controls.
-pub(super) const JUDGES: [Judge; 8] = [
-    Judge { name: "orm", label: "ORM", model: Some("orm"), flags: "--normalize standard" },
-    Judge { name: "prm", label: "PRM, step level", model: Some("prm"), flags: "--normalize standard" },
-    Judge { name: "dpo", label: "DPO-RM", model: Some("dpo"), flags: "--normalize std" },
-    Judge {
-        name: "qrm",
-        label: "Q-RM",
-        model: Some("qrm"),
-        flags: "--reward advantage --baseline entropy --normalize std",
-    },
-    Judge {
-        name: "qrm-logit",
-        label: "Q-RM, logits as published",
-        model: Some("qrm"),
-        flags: "--reward logit --normalize std",
-    },
-    Judge {
-        name: "qrm-scalar",
-        label: "Q-RM, scalar head",
-        model: Some("qrm-scalar"),
-        flags: "--normalize std",
-    },
-    Judge {
-        name: "backbone",
-        label: "untrained backbone read as a Q-RM",
-        model: Some("backbone"),
-        flags: "--reward advantage --baseline entropy --normalize std",
-    },
-    Judge {
-        name: "verifier",
-        label: "the verifier itself",
-        model: None,
-        flags: "--judge verifier --normalize standard",
-    },
-];
-
-/// Reward models that the server has, by name.
-pub(super) const MODELS: [&str; 6] = ["qrm", "qrm-scalar", "orm", "prm", "dpo", "backbone"];
-
-/// One policy's training.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Arm {
-    pub(super) algorithm: &'static str,
-    pub(super) judge: Judge,
-}
-
-/// The paper's comparison, and the others.
-pub(super) fn arms() -> [Vec<Arm>; 2] {
-    let both = |judge: &Judge| ["reinforce", "ppo"].map(|algorithm| Arm { algorithm, judge: *judge });
-    let verifier = JUDGES[JUDGES.len() - 1];
-    let (paper, controls) = JUDGES.split_at(4);
-    let grpo = Arm { algorithm: "grpo", judge: verifier };
-    [paper.iter().flat_map(both).chain([grpo]).collect(), controls.iter().flat_map(both).collect()]
-}
-
-impl Arm {
-    /// `reinforce-orm`.
-    pub(super) fn name(&self) -> String {
-        format!("{}-{}", self.algorithm, self.judge.name)
-    }
-
-    /// Chosen on validation problems, by rewards that are in no table's claim: at 1e-4 and above the noise of 256 answers
-    /// alone costs more than even the verifier's rewards bring. PPO moves twice in a step, so that there is a ratio to
-    /// clip; the way it goes is as long.
-    fn rates(&self) -> &'static str {
-        match self.algorithm {
-            "ppo" => "--lr 1.5e-5 --minibatches 2",
-            _ => "--lr 3e-5",
-        }
-    }
-}
-
 /// All up to the reward models, in rounds: the stages of a round need those before it and not one another.
-pub(super) fn models(shop: &Workshop, size: &Size) -> [Vec<Stage>; 4] {
+pub(super) fn models(shop: &Workshop, size: &Size, judges: &[Judge]) -> [Vec<Stage>; 4] {
     let train = |name: &str, kind: &str, flags: &str| {
         let out = shop.arg(name);
         let flags =
@@ -191,50 +28,41 @@ pub(super) fn models(shop: &Workshop, size: &Size) -> [Vec<Stage>; 4] {
     ];
     let sft_round =
         vec![train("policy", "sft", &format!("{sft} --model {start} --steps {} --seed 1", size.sft.0))];
-    let sampled = vec![
+    let sample = |name: &str, flags: &str| {
+        data(name, &format!("sample --model {policy} --samples 8 --max-new-tokens {} {flags}", size.longest))
+    };
+    let (problems, checked) = (size.sampled.0, size.sampled.0.div_ceil(10));
+    let mut sampled = vec![
         train(
             "backbone",
             "sft",
             &format!("{sft} --model {policy} --steps {} --warmup 0.03 --seed 2", size.sft.1),
         ),
-        data(
-            "pairs.jsonl",
-            &format!(
-                "sample --model {policy} --problems {} --samples 8 --pairs 4 --worked --max-new-tokens {}",
-                size.sampled.0, size.longest
-            ),
-        ),
-        data(
+        sample("pairs.jsonl", &format!("--problems {problems} --pairs 4 {}", size.pairs)),
+        sample(
             "validation.jsonl",
-            &format!(
-                "sample --model {policy} --split validation --problems {} --samples 8 --pairs 1 --worked \
-                 --max-new-tokens {}",
-                size.sampled.0.div_ceil(10),
-                size.longest
-            ),
-        ),
-        data(
-            "steps.jsonl",
-            &format!(
-                "sample --rows steps --model {policy} --problems {} --samples 8 --max-new-tokens {}",
-                size.sampled.1, size.longest
-            ),
+            &format!("--split validation --problems {checked} --pairs 1 {}", size.pairs),
         ),
     ];
+    let served = served(judges);
+    if served.contains(&"prm") {
+        sampled.push(sample("steps.jsonl", &format!("--rows steps --problems {}", size.sampled.1)));
+    }
     let from = format!("--model {backbone} --steps {} --eval-every 100", size.rm_steps);
     let on_pairs =
         format!("{from} --batch 32 --train {pairs} --eval {} --best", shop.arg("validation.jsonl"));
-    let reward_models = vec![
-        train(
-            "rm/qrm",
-            "qrm",
-            &format!("{on_pairs} --head vocab --beta 10 --gamma 1 --sft-weight 5 --lr 1e-4"),
-        ),
-        train("rm/orm", "orm", &format!("{on_pairs} --lr 3e-4")),
-        train("rm/dpo", "dpo", &format!("{on_pairs} --lr 1e-4")),
-        train("rm/prm", "prm", &format!("{from} --batch 64 --train {steps} --lr 3e-4")),
-        train("rm/qrm-scalar", "qrm", &format!("{on_pairs} --head scalar --beta 10 --gamma 1 --lr 3e-4")),
+    let reward_models = [
+        ("qrm", "qrm", format!("{on_pairs} --head vocab --beta 10 --gamma 1 --sft-weight 5 --lr 1e-4")),
+        ("orm", "orm", format!("{on_pairs} --lr 3e-4")),
+        ("dpo", "dpo", format!("{on_pairs} --lr 1e-4")),
+        ("prm", "prm", format!("{from} --batch 64 --train {steps} --lr 3e-4")),
+        ("qrm-scalar", "qrm", format!("{on_pairs} --head scalar --beta 10 --gamma 1 --lr 3e-4")),
     ];
+    let reward_models = reward_models
+        .iter()
+        .filter(|(model, ..)| served.contains(model))
+        .map(|(model, kind, flags)| train(&format!("rm/{model}"), kind, flags))
+        .collect();
     [data_round, sft_round, sampled, reward_models]
 }
 

@@ -4,16 +4,16 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::plan::{MODELS, Size};
 use super::results::{Part, Results, Trained, rows};
+use super::size::Size;
 use super::stage::Workshop;
 use crate::plots::curves::{Axes, Line};
 use crate::plots::heatmap::Row;
 use crate::plots::{curves, heatmap, histogram};
 use crate::signal::moments;
 
-/// Writes what there is.
-pub(super) fn write(shop: &Workshop, size: &Size, results: &Results) -> anyhow::Result<()> {
+/// Writes what there is, of these reward models.
+pub(super) fn write(shop: &Workshop, size: &Size, models: &[&str], results: &Results) -> anyhow::Result<()> {
     std::fs::create_dir_all(shop.path("plots"))?;
     let mut text = String::from("# Results\n\nWritten by `qrm-rl reproduce`.\n");
     for part in &results.parts {
@@ -23,8 +23,8 @@ pub(super) fn write(shop: &Workshop, size: &Size, results: &Results) -> anyhow::
         }
         passes(&mut text, shop, part)?;
     }
-    reward_models(&mut text, shop)?;
-    looks(&mut text, shop)?;
+    reward_models(&mut text, shop, models)?;
+    looks(&mut text, shop, models)?;
     costs(&mut text, shop, results)?;
     Ok(std::fs::write(shop.path("RESULTS.md"), text)?)
 }
@@ -130,10 +130,10 @@ fn passes(text: &mut String, shop: &Workshop, part: &Part) -> anyhow::Result<()>
 }
 
 /// How well the models tell right answers from wrong ones.
-fn reward_models(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
+fn reward_models(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
     writeln!(text, "\n## The reward models\n")?;
     writeln!(text, "| | of pairs told apart | answers (AUC) | answers to one question |\n|---|---|---|---|")?;
-    for model in MODELS {
+    for model in models {
         let metrics = rows(&shop.path(&format!("rm/{model}/metrics.jsonl"))).unwrap_or_default();
         let best = metrics
             .iter()
@@ -146,8 +146,8 @@ fn reward_models(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
     }
     Ok(writeln!(
         text,
-        "\nPairs: of the validation problems, as training measures them; some have an answer that was not sampled. AUC: a right \
-         and a wrong answer of the policy, to any questions and to the same one, by the mean of their rewards."
+        "\nPairs: of the validation problems, as training measures them. AUC: a right and a wrong answer of the policy, to any \
+         questions and to the same one, by the mean of their rewards."
     )?)
 }
 
@@ -193,9 +193,10 @@ fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
 }
 
 /// The paper's Figures 1 and 5.
-fn looks(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
+fn looks(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
     writeln!(text, "\n## What the rewards look like")?;
-    for (model, unit) in [("qrm", "mean log φ of an answer"), ("orm", "mean reward of an answer")] {
+    let shown = [("qrm", "mean log φ of an answer"), ("orm", "mean reward of an answer")];
+    for (model, unit) in shown.into_iter().filter(|(model, _)| models.contains(model)) {
         let scores = |looks: Vec<Look>| looks.iter().map(Look::score).collect::<Vec<f32>>();
         let mut sets = vec![("before".to_owned(), scores(looked(shop, &format!("before-{model}"))?))];
         for algorithm in ["reinforce", "ppo"] {
@@ -207,7 +208,7 @@ fn looks(text: &mut String, shop: &Workshop) -> anyhow::Result<()> {
         histogram::draw(&shop.path(&file), &title, unit, &sets)?;
         writeln!(text, "\n![{title}]({file})")?;
     }
-    let all = MODELS.iter().map(|m| Ok((*m, looked(shop, &format!("before-{m}"))?)));
+    let all = models.iter().map(|m| Ok((*m, looked(shop, &format!("before-{m}"))?)));
     let all: Vec<(&str, Vec<Look>)> = all.collect::<anyhow::Result<_>>()?;
     let Some((_, first)) = all.first() else { return Ok(()) };
     for (name, is_right) in [("right", true), ("wrong", false)] {

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::plan::{Arm, Size, difficulty, stories};
+use super::judges::Arm;
+use super::plan::{difficulty, stories};
+use super::size::Size;
 use super::stage::Workshop;
 use crate::signal::moments;
 
@@ -16,7 +18,7 @@ pub(super) struct Part {
     pub(super) stories: String,
     /// The policy before, on the test problems.
     pub(super) before: Value,
-    /// As [`super::plan::arms`].
+    /// As [`super::judges::arms`].
     pub(super) arms: Vec<Trained>,
 }
 
