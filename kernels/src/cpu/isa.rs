@@ -11,7 +11,10 @@ pub(crate) enum Isa {
     /// 8 lanes with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What the compiler makes of plain loops for the target's baseline (NEON on aarch64).
+    /// 4 lanes with fused multiply-add, 32 registers.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// What the compiler makes of plain loops for the target's baseline.
     Portable,
 }
 
@@ -29,6 +32,10 @@ impl Isa {
                     return Isa::Avx2;
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                return Isa::Neon;
+            }
             Isa::Portable
         })
     }
@@ -38,6 +45,8 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => 12,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => 12,
             _ => 14,
         }
     }
@@ -61,6 +70,8 @@ impl Isa {
                 all.push(Isa::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(std::arch::is_aarch64_feature_detected!("neon").then_some(Isa::Neon));
         all
     }
 }

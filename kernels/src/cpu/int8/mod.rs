@@ -18,6 +18,11 @@ pub(crate) use weight::Quantized;
 
 use super::isa::{Isa, multiversion};
 use super::tile::{MAX_ROWS, Tile, WIDTH};
+#[cfg(target_arch = "aarch64")]
+use tile::neon::neon;
+use tile::portable;
+#[cfg(target_arch = "x86_64")]
+use tile::x86::{avx2, vnni};
 
 /// Largest code of a weight.
 const WEIGHT: f32 = 127.0;
@@ -55,7 +60,7 @@ pub(crate) fn multiply(
             ($kernel:ident: $($n:literal)*) => {
                 match count {
                     // SAFETY: the assertion above bounds every access; `isa` was detected on this machine.
-                    $($n => unsafe { tile::$kernel::<$n>(a, stride, pairs, panel, sums.as_mut_ptr()) },)*
+                    $($n => unsafe { $kernel::<$n>(a, stride, pairs, panel, sums.as_mut_ptr()) },)*
                     _ => {}
                 }
             };
@@ -65,6 +70,8 @@ pub(crate) fn multiply(
             Isa::Avx512 if Isa::has_vnni() => dispatch!(vnni: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => dispatch!(neon: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         }
         add(&sums[..out.len()], b == 0, out);

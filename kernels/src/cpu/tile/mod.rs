@@ -4,7 +4,16 @@
 //! many rows the tile holds.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use super::isa::Isa;
+#[cfg(target_arch = "aarch64")]
+use neon::neon;
+#[cfg(target_arch = "x86_64")]
+use x86::{avx2, avx512};
 
 /// Columns of a panel.
 pub(crate) const WIDTH: usize = 32;
@@ -70,99 +79,14 @@ pub(crate) fn multiply(
         Isa::Avx512 => dispatch!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => dispatch!(neon: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         Isa::Portable => dispatch!(portable: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     }
 }
 
 /// # Safety
-/// `a` holds `M` rows of `k` floats `stride` apart, `panel` `k * WIDTH` floats aligned to 64, `out` `M * WIDTH`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
-    use std::arch::x86_64::*;
-    let mut acc = [[_mm512_setzero_ps(); 2]; M];
-    for kk in 0..k {
-        // SAFETY: `kk < k`, within the bounds the caller promises.
-        unsafe {
-            let b0 = _mm512_load_ps(panel.add(kk * WIDTH));
-            let b1 = _mm512_load_ps(panel.add(kk * WIDTH + 16));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*a.add(i * stride + kk));
-                acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
-                acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
-            }
-        }
-    }
-    for (i, acc) in acc.iter().enumerate() {
-        // SAFETY: row `i < M` of the tile.
-        unsafe {
-            _mm512_storeu_ps(out.add(i * WIDTH), acc[0]);
-            _mm512_storeu_ps(out.add(i * WIDTH + 16), acc[1]);
-        }
-    }
-}
-
-/// Sixteen registers hold 6 rows of 16 columns, so the tile is walked in such pieces.
-///
-/// # Safety
-/// As [`avx512`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
-    /// # Safety
-    /// As the outer function, for `M` rows and 16 columns.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn piece<const M: usize>(
-        a: *const f32,
-        stride: usize,
-        k: usize,
-        panel: *const f32,
-        out: *mut f32,
-    ) {
-        use std::arch::x86_64::*;
-        let mut acc = [[_mm256_setzero_ps(); 2]; M];
-        for kk in 0..k {
-            // SAFETY: `kk < k`, within the bounds the caller promises.
-            unsafe {
-                let b0 = _mm256_load_ps(panel.add(kk * WIDTH));
-                let b1 = _mm256_load_ps(panel.add(kk * WIDTH + 8));
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*a.add(i * stride + kk));
-                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
-                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
-                }
-            }
-        }
-        for (i, acc) in acc.iter().enumerate() {
-            // SAFETY: row `i < M` of the tile.
-            unsafe {
-                _mm256_storeu_ps(out.add(i * WIDTH), acc[0]);
-                _mm256_storeu_ps(out.add(i * WIDTH + 8), acc[1]);
-            }
-        }
-    }
-    for half in [0, 16] {
-        let mut i = 0;
-        while i < M {
-            // SAFETY: rows `i..` of the same operands.
-            unsafe {
-                let (a, panel, out) = (a.add(i * stride), panel.add(half), out.add(i * WIDTH + half));
-                match M - i {
-                    1 => piece::<1>(a, stride, k, panel, out),
-                    2 => piece::<2>(a, stride, k, panel, out),
-                    3 => piece::<3>(a, stride, k, panel, out),
-                    4 => piece::<4>(a, stride, k, panel, out),
-                    5 => piece::<5>(a, stride, k, panel, out),
-                    _ => piece::<6>(a, stride, k, panel, out),
-                }
-            }
-            i += 6;
-        }
-    }
-}
-
-/// # Safety
-/// As [`avx512`], without the alignment.
+/// `a` holds `M` rows of `k` floats `stride` apart, `panel` `k * WIDTH` floats, `out` `M * WIDTH`.
 unsafe fn portable<const M: usize>(a: *const f32, stride: usize, k: usize, panel: *const f32, out: *mut f32) {
     for i in 0..M {
         let mut acc = [0.0f32; WIDTH];

@@ -1,0 +1,71 @@
+//! With NEON.
+
+use std::arch::aarch64::*;
+
+use crate::cpu::tile::WIDTH;
+
+/// Thirty-two registers hold 6 rows of 16 columns and what they are multiplied with, so the tile is walked in such pieces.
+///
+/// # Safety
+/// `a` holds `M` rows of `2 · pairs` codes `stride` apart, `panel` `pairs · WIDTH · 2` codes, `out` `M · WIDTH` sums.
+#[target_feature(enable = "neon")]
+pub(in super::super) unsafe fn neon<const M: usize>(
+    a: *const i16,
+    stride: usize,
+    pairs: usize,
+    panel: *const i16,
+    out: *mut i32,
+) {
+    /// # Safety
+    /// As the outer function, for `M` rows and 16 columns.
+    #[target_feature(enable = "neon")]
+    unsafe fn piece<const M: usize>(
+        a: *const i16,
+        stride: usize,
+        pairs: usize,
+        panel: *const i16,
+        out: *mut i32,
+    ) {
+        let mut acc = [[vdupq_n_s32(0); 4]; M];
+        for p in 0..pairs {
+            // SAFETY: `p < pairs`, within the bounds the caller promises. A load of two takes a pair's rows apart.
+            unsafe {
+                let b = [0, 16].map(|j| vld2q_s16(panel.add(p * WIDTH * 2 + j)));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = a.add(i * stride + p * 2);
+                    let (x0, x1) = (*x, *x.add(1));
+                    for (acc, b) in acc.as_chunks_mut::<2>().0.iter_mut().zip(b) {
+                        acc[0] = vmlal_n_s16(acc[0], vget_low_s16(b.0), x0);
+                        acc[1] = vmlal_high_n_s16(acc[1], b.0, x0);
+                        acc[0] = vmlal_n_s16(acc[0], vget_low_s16(b.1), x1);
+                        acc[1] = vmlal_high_n_s16(acc[1], b.1, x1);
+                    }
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            for (j, acc) in acc.iter().enumerate() {
+                // SAFETY: row `i < M` of the tile.
+                unsafe { vst1q_s32(out.add(i * WIDTH + 4 * j), *acc) };
+            }
+        }
+    }
+    for half in [0, 16] {
+        let mut i = 0;
+        while i < M {
+            // SAFETY: rows `i..` of the same operands.
+            unsafe {
+                let (a, panel, out) = (a.add(i * stride), panel.add(half * 2), out.add(i * WIDTH + half));
+                match M - i {
+                    1 => piece::<1>(a, stride, pairs, panel, out),
+                    2 => piece::<2>(a, stride, pairs, panel, out),
+                    3 => piece::<3>(a, stride, pairs, panel, out),
+                    4 => piece::<4>(a, stride, pairs, panel, out),
+                    5 => piece::<5>(a, stride, pairs, panel, out),
+                    _ => piece::<6>(a, stride, pairs, panel, out),
+                }
+            }
+            i += 6;
+        }
+    }
+}
