@@ -52,6 +52,33 @@ impl Tile {
     }
 }
 
+/// Walks a tile of `$m` rows in pieces of up to 6 rows and 16 columns: what sixteen registers of 8 floats hold, or thirty-two
+/// of 4. `$piece::<rows>(a, stride, k, panel, out)` has the operands of the tile; a column of the panel is `$column` numbers.
+macro_rules! in_pieces {
+    ($piece:ident::<$m:ident>($a:ident, $stride:ident, $k:ident, $panel:ident, $out:ident), $column:literal) => {
+        for half in [0, 16] {
+            let mut i = 0;
+            while i < $m {
+                // SAFETY: rows `i..` of the operands and half of their columns, within what the caller promises of all.
+                unsafe {
+                    let (a, panel) = ($a.add(i * $stride), $panel.add(half * $column));
+                    let out = $out.add(i * WIDTH + half);
+                    match $m - i {
+                        1 => $piece::<1>(a, $stride, $k, panel, out),
+                        2 => $piece::<2>(a, $stride, $k, panel, out),
+                        3 => $piece::<3>(a, $stride, $k, panel, out),
+                        4 => $piece::<4>(a, $stride, $k, panel, out),
+                        5 => $piece::<5>(a, $stride, $k, panel, out),
+                        _ => $piece::<6>(a, $stride, $k, panel, out),
+                    }
+                }
+                i += 6;
+            }
+        }
+    };
+}
+pub(crate) use in_pieces;
+
 /// `out[i, j] = Σ_k a[i · stride + k] · panel[k, j]` for `rows` ≤ [`MAX_ROWS`] rows.
 pub(crate) fn multiply(
     isa: Isa,

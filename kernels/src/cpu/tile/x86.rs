@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::WIDTH;
+use super::{WIDTH, in_pieces};
 
 /// # Safety
 /// `a` holds `M` rows of `k` floats `stride` apart, `panel` `k * WIDTH` floats aligned to 64, `out` `M * WIDTH`.
@@ -79,22 +79,5 @@ pub(super) unsafe fn avx2<const M: usize>(
             }
         }
     }
-    for half in [0, 16] {
-        let mut i = 0;
-        while i < M {
-            // SAFETY: rows `i..` of the same operands.
-            unsafe {
-                let (a, panel, out) = (a.add(i * stride), panel.add(half), out.add(i * WIDTH + half));
-                match M - i {
-                    1 => piece::<1>(a, stride, k, panel, out),
-                    2 => piece::<2>(a, stride, k, panel, out),
-                    3 => piece::<3>(a, stride, k, panel, out),
-                    4 => piece::<4>(a, stride, k, panel, out),
-                    5 => piece::<5>(a, stride, k, panel, out),
-                    _ => piece::<6>(a, stride, k, panel, out),
-                }
-            }
-            i += 6;
-        }
-    }
+    in_pieces!(piece::<M>(a, stride, k, panel, out), 1);
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::tile::WIDTH;
+use crate::cpu::tile::{WIDTH, in_pieces};
 
 /// # Safety
 /// `a` holds `M` rows of `2 · pairs` codes `stride` apart, `panel` `pairs · WIDTH · 2` codes aligned to 64, `out`
@@ -96,22 +96,5 @@ pub(in super::super) unsafe fn avx2<const M: usize>(
             }
         }
     }
-    for half in [0, 16] {
-        let mut i = 0;
-        while i < M {
-            // SAFETY: rows `i..` of the same operands.
-            unsafe {
-                let (a, panel, out) = (a.add(i * stride), panel.add(half * 2), out.add(i * WIDTH + half));
-                match M - i {
-                    1 => piece::<1>(a, stride, pairs, panel, out),
-                    2 => piece::<2>(a, stride, pairs, panel, out),
-                    3 => piece::<3>(a, stride, pairs, panel, out),
-                    4 => piece::<4>(a, stride, pairs, panel, out),
-                    5 => piece::<5>(a, stride, pairs, panel, out),
-                    _ => piece::<6>(a, stride, pairs, panel, out),
-                }
-            }
-            i += 6;
-        }
-    }
+    in_pieces!(piece::<M>(a, stride, pairs, panel, out), 2);
 }
