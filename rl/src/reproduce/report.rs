@@ -16,7 +16,7 @@ use crate::signal::moments;
 pub(super) fn write(shop: &Workshop, size: &Size, models: &[&str], results: &Results) -> anyhow::Result<()> {
     std::fs::create_dir_all(shop.path("plots"))?;
     let mut text = String::from("# Results\n\nWritten by `qrm-rl reproduce`.\n");
-    for part in &results.parts {
+    for part in results.parts.iter().filter(|part| part.arms.iter().any(|t| !t.tests.is_empty())) {
         table(&mut text, part, size)?;
         for algorithm in ["reinforce", "ppo"] {
             learning_curves(&mut text, shop, size, part, algorithm)?;
