@@ -63,9 +63,9 @@ impl ReproduceArgs {
         });
         shop.side_by_side(untrained)?;
         shop.side_by_side(before(&shop, &size, &server, &models).into_iter().map(|stage| vec![stage]))?;
-        let (first, harder) = size.difficulties.split_at(1);
+        let (first, others) = size.difficulties.split_at(1);
         // An experiment that was stopped has the paper's comparison, perhaps with fewer seeds.
-        for (arms, difficulties) in [(&paper, first), (&controls, first), (&paper, harder)] {
+        for (arms, difficulties) in [(&paper, first), (&controls, first), (&paper, others)] {
             for at in difficulties {
                 for seed in 0..size.seeds {
                     shop.side_by_side(arms.iter().map(|arm| {

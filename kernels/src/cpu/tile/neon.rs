@@ -1,11 +1,9 @@
-//! With NEON.
+//! The tile with NEON.
 
 use std::arch::aarch64::*;
 
 use super::{WIDTH, in_pieces};
 
-/// Thirty-two registers hold 6 rows of 16 columns and what they are multiplied with, so the tile is walked in such pieces.
-///
 /// # Safety
 /// `a` holds `M` rows of `k` floats `stride` apart, `panel` `k * WIDTH` floats, `out` `M * WIDTH`.
 #[target_feature(enable = "neon")]

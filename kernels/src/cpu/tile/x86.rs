@@ -1,4 +1,4 @@
-//! With AVX-512, and with AVX2.
+//! The tile with AVX-512, and with AVX2.
 
 use std::arch::x86_64::*;
 
@@ -36,8 +36,6 @@ pub(super) unsafe fn avx512<const M: usize>(
     }
 }
 
-/// Sixteen registers hold 6 rows of 16 columns, so the tile is walked in such pieces.
-///
 /// # Safety
 /// As [`avx512`].
 #[target_feature(enable = "avx2,fma")]

@@ -1,11 +1,9 @@
-//! With NEON.
+//! The tile of integers with NEON.
 
 use std::arch::aarch64::*;
 
 use crate::cpu::tile::{WIDTH, in_pieces};
 
-/// Thirty-two registers hold 6 rows of 16 columns and what they are multiplied with, so the tile is walked in such pieces.
-///
 /// # Safety
 /// `a` holds `M` rows of `2 · pairs` codes `stride` apart, `panel` `pairs · WIDTH · 2` codes, `out` `M · WIDTH` sums.
 #[target_feature(enable = "neon")]

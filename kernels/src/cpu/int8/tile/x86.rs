@@ -1,4 +1,4 @@
-//! With AVX-512's dot product, and with AVX2.
+//! The tile of integers with AVX-512's dot product, and with AVX2.
 
 use std::arch::x86_64::*;
 
@@ -53,8 +53,6 @@ pub(in super::super) unsafe fn vnni<const M: usize>(
     }
 }
 
-/// Sixteen registers hold 6 rows of 16 columns, so the tile is walked in such pieces.
-///
 /// # Safety
 /// As [`vnni`].
 #[target_feature(enable = "avx2")]
