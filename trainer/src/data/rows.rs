@@ -54,7 +54,7 @@ pub(super) fn read(line: &str, format: Format, model: &RewardModel) -> Result<Ex
     }
     let steps = match (format.kind, row.steps) {
         (Kind::Steps, None) => return Err("steps is missing".into()),
-        (Kind::Steps, Some(steps)) => labels(&steps, &offsets)?,
+        (Kind::Steps, Some(steps)) => labels(&steps, &offsets, format.append_eos)?,
         _ => Vec::new(),
     };
     let first_wrong = match row.first_wrong {
@@ -131,7 +131,10 @@ fn answer(
     }
 }
 
-fn labels(steps: &[Step], offsets: &[[usize; 2]]) -> Result<Vec<(usize, f32)>, String> {
+/// The tokens that have a label. Where the answer goes on to the end of sequence, so does its last step: a step model is read
+/// at the last token of a step, and that is the end-of-sequence token of an answer that was ended, the one before it of
+/// one that was cut off or ends with a separator.
+fn labels(steps: &[Step], offsets: &[[usize; 2]], append_eos: bool) -> Result<Vec<(usize, f32)>, String> {
     if steps.is_empty() {
         return Err("steps is empty".into());
     }
@@ -149,6 +152,9 @@ fn labels(steps: &[Step], offsets: &[[usize; 2]]) -> Result<Vec<(usize, f32)>, S
         // The step's last token: the last that begins before its end.
         let token = offsets.partition_point(|[begin, _]| *begin < step.end) - 1;
         labelled.push((token, step.label));
+        if append_eos && step.end == end {
+            labelled.push((offsets.len(), step.label));
+        }
     }
     Ok(labelled)
 }

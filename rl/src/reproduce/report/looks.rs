@@ -1,0 +1,112 @@
+//! Answers as the reward models judge them: how well right is told from wrong, rewards before and after, tokens.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::super::results::rows;
+use super::super::stage::Workshop;
+use crate::plots::heatmap::Row;
+use crate::plots::{heatmap, histogram};
+use crate::signal::moments;
+
+/// How well the models tell right answers from wrong ones.
+pub(super) fn reward_models(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
+    writeln!(text, "\n## The reward models\n")?;
+    writeln!(text, "| | of pairs told apart | answers (AUC) | answers to one question |\n|---|---|---|---|")?;
+    for model in models {
+        let metrics = rows(&shop.path(&format!("rm/{model}/metrics.jsonl"))).unwrap_or_default();
+        let best = metrics
+            .iter()
+            .filter_map(|row| row["eval/accuracy"].as_f64())
+            .fold(None, |best, x| Some(best.map_or(x, |best: f64| best.max(x))));
+        let best = best.map_or("–".into(), |x| format!("{x:.3}"));
+        let looks = looked(shop, &format!("before-{model}"))?;
+        let (all, one) = (auc(&looks, |_, _| true), auc(&looks, |a, b| a.prompt == b.prompt));
+        writeln!(text, "| {model} | {best} | {all:.3} | {one:.3} |")?;
+    }
+    Ok(writeln!(
+        text,
+        "\nPairs: of the validation problems, as training measures them. AUC: a right and a wrong answer of the policy, to any \
+         questions and to the same one, by the mean of their rewards."
+    )?)
+}
+
+/// An answer with its tokens' rewards.
+struct Look {
+    prompt: String,
+    is_right: bool,
+    tokens: Vec<String>,
+    rewards: Vec<f32>,
+}
+
+impl Look {
+    /// Its mean reward.
+    fn score(&self) -> f32 {
+        moments(self.rewards.iter()).0 as f32
+    }
+}
+
+fn looked(shop: &Workshop, name: &str) -> anyhow::Result<Vec<Look>> {
+    let of = |row: Value| -> anyhow::Result<Look> {
+        Ok(Look {
+            prompt: row["messages"][0]["content"].as_str().unwrap_or_default().into(),
+            is_right: row["is_right"].as_bool().unwrap_or_default(),
+            tokens: serde_json::from_value(row["tokens"].clone())?,
+            rewards: serde_json::from_value(row["rewards"].clone())?,
+        })
+    };
+    rows(&shop.path(&format!("looks/{name}.jsonl")))?.into_iter().map(of).collect()
+}
+
+/// How often a right answer has the higher score than a wrong one, of those that are compared.
+fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
+    let (right, wrong): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.is_right);
+    let (mut sum, mut pairs) = (0.0, 0usize);
+    for right in &right {
+        for wrong in wrong.iter().filter(|wrong| compared(right, wrong)) {
+            let (r, w) = (right.score(), wrong.score());
+            sum += if r == w { 0.5 } else { f64::from(u8::from(r > w)) };
+            pairs += 1;
+        }
+    }
+    sum / pairs.max(1) as f64
+}
+
+/// The paper's Figures 1 and 5.
+pub(super) fn looks(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
+    writeln!(text, "\n## What the rewards look like")?;
+    let shown = [("qrm", "mean log φ of an answer"), ("orm", "mean reward of an answer")];
+    for (model, unit) in shown.into_iter().filter(|(model, _)| models.contains(model)) {
+        let scores = |looks: Vec<Look>| looks.iter().map(Look::score).collect::<Vec<f32>>();
+        let mut sets = vec![("before".to_owned(), scores(looked(shop, &format!("before-{model}"))?))];
+        for algorithm in ["reinforce", "ppo"] {
+            let after = scores(looked(shop, &format!("after-{algorithm}-{model}"))?);
+            sets.push((format!("after {}", algorithm.to_uppercase()), after));
+        }
+        let title = format!("Rewards of {model} before and after training with it");
+        let file = format!("plots/rewards-{model}.svg");
+        histogram::draw(&shop.path(&file), &title, unit, &sets)?;
+        writeln!(text, "\n![{title}]({file})")?;
+    }
+    let all = models.iter().map(|m| Ok((*m, looked(shop, &format!("before-{m}"))?)));
+    let all: Vec<(&str, Vec<Look>)> = all.collect::<anyhow::Result<_>>()?;
+    let Some((_, first)) = all.first() else { return Ok(()) };
+    for (name, is_right) in [("right", true), ("wrong", false)] {
+        // Of a question that has both, where there is one.
+        let has_both = |look: &Look| {
+            first.iter().any(|other| other.prompt == look.prompt && other.is_right != look.is_right)
+        };
+        let places = || (0..first.len()).filter(|i| first[*i].is_right == is_right);
+        let Some(at) = places().find(|i| has_both(&first[*i])).or_else(|| places().next()) else { continue };
+        let row = |(model, looks): &(&str, Vec<Look>)| {
+            let look = looks.get(at)?;
+            Some(Row { name: (*model).into(), tokens: look.tokens.clone(), rewards: look.rewards.clone() })
+        };
+        let title = format!("A {name} answer: {}", first[at].prompt);
+        let file = format!("plots/tokens-{name}.svg");
+        heatmap::draw(&shop.path(&file), &title, &all.iter().filter_map(row).collect::<Vec<_>>())?;
+        writeln!(text, "\n![A {name} answer, token by token]({file})")?;
+    }
+    Ok(())
+}
