@@ -63,6 +63,19 @@ def test_text_messages_groups_and_spans(server, golden):
             assert rewards[0].length == len(text["response_ids"])
 
 
+def test_an_outcome_is_not_divided_by_the_length(start):
+    server = start("llama-sequence-classification")
+    ids = {"prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
+    route = httpx.post(f"{server.url}/v1/rewards", json={"inputs": [ids]}).json()["data"][0]["rewards"][-1]
+    with Client(server.url) as client, GrpcClient(server.grpc) as rpc:
+        for one in [c.reward(ids["prompt"], ids["response"]) for c in (client, rpc)]:
+            assert one.reward == "outcome" and one.answer_score == pytest.approx(route) != pytest.approx(one.score)
+    server = start("qwen2")
+    with Client(server.url) as client:
+        one = client.reward(ids["prompt"], ids["response"])
+        assert one.answer_score == one.score
+
+
 async def test_refusals_are_typed(start, tmp_path, golden):
     keys = tmp_path / "keys"
     keys.write_text("alice secret\n")

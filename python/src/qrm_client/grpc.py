@@ -54,7 +54,7 @@ def _options(options: dict[str, Any]) -> pb.Options:
     return pb.Options(**options)
 
 
-def _trajectory(one: pb.Trajectory) -> Trajectory:
+def _trajectory(one: pb.Trajectory, reward: str | None = None) -> Trajectory:
     floats = {name: np.array(getattr(one, name), dtype=np.float32) for name in FLOATS if getattr(one, name)}
     offsets = np.array([(o.begin, o.end) for o in one.offsets], dtype=np.int64) if one.offsets else None
     return Trajectory(
@@ -68,6 +68,7 @@ def _trajectory(one: pb.Trajectory) -> Trajectory:
         tokens=list(one.tokens) or None,
         offsets=offsets,
         **floats,
+        reward=reward,
     )
 
 
@@ -78,7 +79,7 @@ def _numbers(message) -> dict[str, Any]:
 def _rewards(answer: pb.ScoreResponse) -> Rewards:
     summary = answer.summary
     return Rewards(
-        data=[_trajectory(one) for one in answer.data],
+        data=[_trajectory(one, summary.reward) for one in answer.data],
         model=summary.model,
         model_version=summary.model_version,
         reward=summary.reward,

@@ -62,10 +62,18 @@ class Trajectory:
     logsumexp: np.ndarray | None = None
     max: np.ndarray | None = None
     entropy: np.ndarray | None = None
+    #: Name of the reward; none in a stream, which says it last.
+    reward: str | None = None
 
     @property
     def length(self) -> int:
         return len(self.rewards)
+
+    @property
+    def answer_score(self) -> float:
+        """One number for the whole answer, as the server's own whole-answer routes have it: the mean of its rewards; of an
+        outcome or step model, whose other tokens have none, the sum."""
+        return self.sum if self.reward in ("outcome", "step") else self.score
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def _floats(value) -> np.ndarray | None:
     return np.asarray(value, dtype=np.float32)
 
 
-def trajectory(datum: Mapping[str, Any]) -> Trajectory:
-    """One entry of ``data``."""
+def trajectory(datum: Mapping[str, Any], reward: str | None = None) -> Trajectory:
+    """One entry of ``data``, of a reward of that name."""
     ids, offsets = datum.get("token_ids"), datum.get("offsets")
     return Trajectory(
         index=datum["index"],
@@ -66,6 +66,7 @@ def trajectory(datum: Mapping[str, Any]) -> Trajectory:
         tokens=datum.get("tokens"),
         offsets=None if offsets is None else np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
         **{name: _floats(datum.get(name)) for name in FLOATS},
+        reward=reward,
     )
 
 
@@ -73,7 +74,7 @@ def response(body: Mapping[str, Any]) -> Rewards:
     """The whole answer."""
     stats = body["stats"]
     return Rewards(
-        data=[trajectory(datum) for datum in body["data"]],
+        data=[trajectory(datum, body["reward"]) for datum in body["data"]],
         model=body["model"],
         model_version=body["model_version"],
         reward=body["reward"],

@@ -35,8 +35,11 @@ def _client() -> Client:
 
 def reward_func(queries, prompts, labels):
     """OpenRLHF's reward function: one query at a time, from many threads, which go together."""
+    for query, prompt in zip(queries, prompts):
+        if not query.startswith(prompt):  # cut, or other text after tokenising: what is prompt and what answer is not known
+            raise ValueError(f"the query does not begin with its prompt: {query[:80]!r}, {prompt[:80]!r}")
     inputs = [Input.one(prompt, query.removeprefix(prompt)) for query, prompt in zip(queries, prompts)]
-    scores = torch.tensor([_client().reward(one.prompt, one.responses[0]).score for one in inputs])
+    scores = torch.tensor([_client().reward(one.prompt, one.responses[0]).answer_score for one in inputs])
     return {"rewards": scores, "scores": scores, "extra_logs": {}}
 
 
@@ -58,7 +61,7 @@ def agent_executor():
             one = align(None, ids[:begin], ids[begin:end], hf_tokenizer, alignment)
             scored = await self._rewards.reward(one.prompt, one.responses[0], spans=one.spans)
             # The number at the last token is nought: all of the reward is in the tokens.
-            out.update(reward=0.0, scores=scored.score, token_rewards=[0.0] * begin + scored.rewards.tolist())
+            out.update(reward=0.0, scores=scored.answer_score, token_rewards=[0.0] * begin + scored.rewards.tolist())
             return out
 
     return AgentExecutor

@@ -30,7 +30,7 @@ async def reward(args, sample, **_):
     one = align(None, tokens[:-length], tokens[-length:], tokenizer, alignment)
     scored = await _client().reward(one.prompt, one.responses[0], spans=one.spans)
     sample.teacher_log_probs = scored.rewards.tolist()
-    return {"score": scored.score, "sum": scored.sum}
+    return {"score": scored.answer_score, "sum": scored.sum}
 
 
 def advantages(args, rollout_data) -> None:

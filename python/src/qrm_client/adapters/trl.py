@@ -29,12 +29,13 @@ def _text(completion) -> str:
 
 
 def reward_function(client: Client, **options):
-    """A function for ``reward_funcs``: the mean token reward of each completion's text. TRL passes no prompt ids here, so
-    this one is of text; the trainer below is of ids."""
+    """A function for ``reward_funcs``: one number for each completion's text. TRL passes no prompt ids here, so this one is
+    of text; the trainer below is of ids. A text has no end of sequence: a model that was trained with one (outcome and step
+    models are read there) wants ``append_eos=True`` among the ``options``."""
 
     def qrm(prompts, completions, **_):
         inputs = [Input.one(_prompt(p), _text(c)) for p, c in zip(prompts, completions)]
-        return [trajectory.score for trajectory in client.score(inputs, **options)]
+        return [trajectory.answer_score for trajectory in client.score(inputs, **options)]
 
     return qrm
 

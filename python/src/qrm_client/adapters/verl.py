@@ -10,7 +10,8 @@ Per token (``gae``, ``reinforce_plus_plus``, ``remax``: estimators that read eve
     actor_rollout_ref.rollout.agent.agent_loop_manager_class=qrm_client.adapters.verl.TokenRewardManager
 
 Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_OUTCOME_WEIGHT`` (of the score that
-verl's own reward function put at the last token; default 0). Written for verl 0.9.
+verl's own reward function put at the last token; default 0), ``QRM_APPEND_EOS`` (1: whole answers, which are text here, are
+scored with their end of sequence, as outcome and step models want it). Written for verl 0.9.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def _settings() -> dict[str, str | None]:
 
 @lru_cache(maxsize=1)
 def _async_client() -> AsyncClient:
-    return AsyncClient(**_settings())
+    return AsyncClient(**_settings(), append_eos=os.environ.get("QRM_APPEND_EOS") == "1")
 
 
 async def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
-    """verl's ``custom_reward_function``: the mean token reward of the decoded answer. Its prompt is ``extra_info``'s
+    """verl's ``custom_reward_function``: one number for the decoded answer. Its prompt is ``extra_info``'s
     ``prompt`` (text or messages), else its ``question``. Calls of one worker go together."""
     prompt = next((extra_info[name] for name in ("prompt", "question") if extra_info and name in extra_info), None)
     if prompt is None:
         raise KeyError("extra_info has neither 'prompt' nor 'question': the reward model has to see what was asked")
     prompt = prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
-    return {"score": (await _async_client().reward(prompt, solution_str)).score}
+    return {"score": (await _async_client().reward(prompt, solution_str)).answer_score}
 
 
 def token_rewards(batch, client: Client, tokenizer=None, alignment: str = "ids") -> torch.Tensor:
