@@ -63,8 +63,8 @@ fn reading(kind: RewardKind, examples: &[Example], rewards: &[Vec<f32>]) -> Read
     Reading { accuracy, credit_auc: credit(auc), credit_found: credit(found) }
 }
 
-/// A whole answer's.
-fn answer(kind: RewardKind, rewards: &[f32]) -> f64 {
+/// A whole answer's worth by the rewards of its tokens, as its kind of model was trained to compare answers.
+pub fn answer(kind: RewardKind, rewards: &[f32]) -> f64 {
     let wide = rewards.iter().map(|r| f64::from(*r));
     match kind {
         RewardKind::Advantage | RewardKind::Logit | RewardKind::CenteredLogit => {

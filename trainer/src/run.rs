@@ -112,10 +112,11 @@ impl Run {
     }
 
     /// What has to be the same for a run to go on.
-    fn settings(&self, examples: usize, batch: usize, steps: usize) -> Value {
+    fn settings(&self, model: &RewardModel, examples: &[Example], batch: usize, steps: usize) -> Value {
         json!({
+            "model": model.version(), "head": self.head.as_str(), "examples": data::checksum(examples),
             "objective": format!("{:?}", self.objective), "gamma_decay": self.gamma_decay,
-            "method": format!("{:?}", self.method), "seed": self.seed, "examples": examples, "steps": steps,
+            "method": format!("{:?}", self.method), "seed": self.seed, "steps": steps,
             "batch": batch, "micro_batch_tokens": self.micro_batch_tokens, "lr": self.lr,
             "warmup": self.warmup, "decay": format!("{:?}", self.decay),
             "optimizer": format!("{:?}", self.optimizer),
@@ -165,14 +166,11 @@ impl<'a> Training<'a> {
         let schedule = Schedule { peak: run.lr, warmup, steps, decay: run.decay };
         let mut optimizer = AdamW::new(run.optimizer, model.trained());
         let states = States::new(&run.output, run.keep);
-        let settings = run.settings(train.len(), batch, steps);
+        let settings = run.settings(&model, &train, batch, steps);
         let mut position = Position { step: 0, settings, best: None };
-        if run.resume
-            && let Some(saved) = states.resume(&model, &mut optimizer)?
-        {
-            if saved.settings != position.settings {
-                bail!("this is another run's state: it had {}, now {}", saved.settings, position.settings);
-            }
+        if !run.resume {
+            states.none_yet()?;
+        } else if let Some(saved) = states.resume(&position.settings, &model, &mut optimizer)? {
             position = saved;
         }
         let report = match workers.rank() {

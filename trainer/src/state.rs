@@ -9,6 +9,7 @@ use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use qrm_model::RewardModel;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::export::save;
 use crate::files;
@@ -20,7 +21,7 @@ pub struct Position {
     /// Steps done.
     pub step: usize,
     /// The flags that decide what the steps do: a run goes on only with the same.
-    pub settings: serde_json::Value,
+    pub settings: Value,
     /// The step with the best evaluation so far, and how good it was.
     pub best: Option<(usize, f64)>,
 }
@@ -67,24 +68,42 @@ impl States {
         Ok(path)
     }
 
-    /// Puts the newest state back; none where there is none.
-    pub fn resume(&self, model: &RewardModel, optimizer: &mut AdamW) -> anyhow::Result<Option<Position>> {
+    /// Fails where another run has left its states: they would be taken for a new run's.
+    pub fn none_yet(&self) -> anyhow::Result<()> {
+        let dir = self.dir.display();
+        anyhow::ensure!(
+            self.steps()?.is_empty(),
+            "{dir} has the states of an earlier run: --resume goes on with it, another --output begins anew"
+        );
+        Ok(())
+    }
+
+    /// Puts the newest state back; none where there is none. Fails where it is of a run with other `settings`.
+    pub fn resume(
+        &self,
+        settings: &Value,
+        model: &RewardModel,
+        optimizer: &mut AdamW,
+    ) -> anyhow::Result<Option<Position>> {
         match self.steps()?.pop() {
-            Some(step) => self.resume_at(step, model, optimizer).map(Some),
+            Some(step) => self.resume_at(step, settings, model, optimizer).map(Some),
             None => Ok(None),
         }
     }
 
-    /// Puts the state of a step back.
+    /// Puts the state of a step back, as [`resume`](Self::resume).
     pub fn resume_at(
         &self,
         step: usize,
+        settings: &Value,
         model: &RewardModel,
         optimizer: &mut AdamW,
     ) -> anyhow::Result<Position> {
         let dir = self.dir.join(format!("step-{step}"));
         let mut read = || -> anyhow::Result<Position> {
             let position: Position = serde_json::from_slice(&std::fs::read(dir.join("position.json"))?)?;
+            let saved = &position.settings;
+            anyhow::ensure!(saved == settings, "this is another run's state: it had {saved}, now {settings}");
             restore(model, &dir.join("variables.safetensors"))?;
             let mut moments = candle_core::safetensors::load(dir.join("moments.safetensors"), &Device::Cpu)?;
             for ((name, _), (m, v)) in model.trained().iter().zip(&mut optimizer.moments) {

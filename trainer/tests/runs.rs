@@ -143,13 +143,22 @@ fn steps_are_learned_and_served_where_they_end() {
     assert!(work.metrics("prm").last().unwrap()["eval/step_error"].as_f64() < Some(0.1));
     let model = RewardModel::load(&work.path("prm/model")).unwrap();
     assert_eq!(model.head(), HeadKind::Step);
-    let ids = model.text().encode("a b\nq\nc\n", false).unwrap().ids;
     let prompt = model.text().encode("x", false).unwrap().ids;
-    let batch = [Trajectory { prompt_ids: prompt.into(), response_ids: ids.into() }];
-    let rewards = model.score(&batch).unwrap().scores[0].rewards(RewardKind::Step);
-    let steps: Vec<f32> = rewards.into_iter().filter(|r| *r != 0.0).collect();
+    let of = |text: &str, end: Option<u32>| {
+        let ids = model.text().encode(text, false).unwrap().ids.into_iter().chain(end).collect();
+        let batch = [Trajectory { prompt_ids: prompt.clone().into(), response_ids: ids }];
+        let rewards = model.score(&batch).unwrap().scores[0].rewards(RewardKind::Step);
+        rewards.into_iter().filter(|r| *r != 0.0).collect::<Vec<f32>>()
+    };
+    let steps = of("a b\nq\nc\n", None);
     assert_eq!(steps.len(), 3);
     assert!(steps[0] > 0.5 && steps[1] < -0.5 && steps[2] > 0.5, "{steps:?}");
+    // At the end of sequence stands what stands at the last step.
+    let eos = model.eos_token_id();
+    for (text, sign) in [("a b\nq\n", -1.0), ("q\nc\n", 1.0)] {
+        let steps = of(text, eos);
+        assert!(steps.len() == 3 && steps[1..].iter().all(|r| r * sign > 0.5), "{steps:?}");
+    }
 }
 
 #[test]
@@ -187,10 +196,19 @@ fn a_killed_run_goes_on_to_the_same_model() {
     // The same flags give the same bits with another number of threads.
     work.train("qrm", "qwen3", "threads", &[&flags[..], &["--threads", "1"]].concat());
     assert_eq!(work.weights("whole"), work.weights("threads"));
-    // Another run's state is refused.
-    let other = [&flags[..8], &["--seed", "6", "--resume"]].concat();
-    let refused = work.command("qrm", "qwen3", "cut", &other).output().unwrap();
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("another run"));
+    // Another run's state is refused, whether the flags, the checkpoint or the data are others; and by a run of its own.
+    let refused = |base: &str, flags: &[&str], why: &str| {
+        let refused = work.command("qrm", base, "cut", flags).output().unwrap();
+        let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && stderr.contains(why), "{stderr}");
+    };
+    refused("qwen3", &[&flags[..8], &["--seed", "6", "--resume"]].concat(), "another run");
+    refused("qwen2", &[&flags[..], &["--resume"]].concat(), "another run");
+    refused("qwen3", &flags, "--resume");
+    let rows = std::fs::read_to_string(work.path("train.jsonl")).unwrap();
+    let others: String = rows.lines().rev().map(|row| format!("{row}\n")).collect();
+    std::fs::write(work.path("train.jsonl"), others).unwrap();
+    refused("qwen3", &[&flags[..], &["--resume"]].concat(), "another run");
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct Example {
     pub answers: Vec<Trajectory>,
     /// Of pairs: the token of the rejected answer at which it goes wrong, where that is known.
     pub first_wrong: Option<usize>,
-    /// `(response token, label)` of each step's last token.
+    /// `(response token, label)` of each step's last token, and of the end of sequence.
     pub steps: Vec<(usize, f32)>,
     /// Of pairs trained against a reference policy: `Σ_t log π_ref` of each answer.
     pub reference: Vec<f32>,
@@ -49,6 +49,25 @@ impl Example {
     pub fn response_tokens(&self) -> usize {
         self.answers.iter().map(|t| t.response_ids.len()).sum()
     }
+}
+
+/// Tells one set of examples from another: CRC-32C of all tokens and labels.
+pub fn checksum(examples: &[Example]) -> u32 {
+    let mut sum = 0;
+    let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
+    for example in examples {
+        for answer in &example.answers {
+            for ids in [&answer.prompt_ids, &answer.response_ids] {
+                add(&ids.len().to_le_bytes());
+                ids.iter().for_each(|id| add(&id.to_le_bytes()));
+            }
+        }
+        for (token, label) in &example.steps {
+            add(&token.to_le_bytes());
+            add(&label.to_le_bytes());
+        }
+    }
+    sum
 }
 
 /// Rows that cannot be used, each with its line number.

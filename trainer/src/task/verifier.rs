@@ -17,9 +17,9 @@ pub enum Verdict {
     Wrong(usize),
 }
 
-/// The number after `####`, if the answer gets there.
+/// The number after `####`, if the answer gets there; thousands may be set off by commas.
 pub fn final_answer(answer: &str) -> Option<i64> {
-    answer.rsplit_once("#### ")?.1.trim().parse().ok()
+    answer.rsplit_once("####")?.1.trim().replace(',', "").parse().ok()
 }
 
 /// Reads `answer` as an answer to `problem`.
