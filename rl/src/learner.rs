@@ -10,6 +10,7 @@ use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::export::{self, Card, Store};
 use qrm_trainer::optimizer::{AdamW, Settings, plain};
 use qrm_trainer::state::{Position, States};
+use serde_json::Value;
 
 /// A policy (vocabulary head) or a critic (scalar head).
 pub struct Learner {
@@ -70,16 +71,17 @@ impl Learner {
         states.save(&self.model, &self.optimizer, position).map(drop)
     }
 
-    /// Puts back what was saved at a step, or the newest; `updates` is how many there are in a step.
+    /// Puts back what a run with these settings saved at a step, or the newest; `updates` is how many there are in a step.
     pub fn resume(
         &mut self,
         states: &States,
+        settings: &Value,
         step: Option<usize>,
         updates: usize,
     ) -> anyhow::Result<Option<Position>> {
         let position = match step {
-            Some(step) => Some(states.resume_at(step, &self.model, &mut self.optimizer)?),
-            None => states.resume(&self.model, &mut self.optimizer)?,
+            Some(step) => Some(states.resume_at(step, settings, &self.model, &mut self.optimizer)?),
+            None => states.resume(settings, &self.model, &mut self.optimizer)?,
         };
         if let Some(position) = &position {
             self.optimizer.step = position.step * updates;

@@ -71,8 +71,9 @@ impl Run {
             states: ["policy", "critic"].map(|name| States::new(&settings.output.join(name), KEPT)),
             settings,
         };
-        if run.settings.resume {
-            run.resume()?;
+        match run.settings.resume {
+            true => run.resume()?,
+            false => run.states.iter().try_for_each(States::none_yet)?,
         }
         run.report = Some(Report::open(&run.settings.output, run.position.step, run.settings.steps)?);
         Ok(run)
@@ -81,15 +82,12 @@ impl Run {
     /// Goes on where the policy's newest state is: it is saved last.
     fn resume(&mut self) -> anyhow::Result<()> {
         let updates = self.settings.updates(self.settings.prompts * self.sampler.samples);
-        let Some(saved) = self.policy.resume(&self.states[0], None, updates)? else { return Ok(()) };
-        anyhow::ensure!(
-            saved.settings == self.position.settings,
-            "this is another run's state: it had {}, now {}",
-            saved.settings,
-            self.position.settings
-        );
+        let settings = &self.position.settings;
+        let Some(saved) = self.policy.resume(&self.states[0], settings, None, updates)? else {
+            return Ok(());
+        };
         if let Some(critic) = &mut self.critic {
-            critic.resume(&self.states[1], Some(saved.step), updates)?;
+            critic.resume(&self.states[1], settings, Some(saved.step), updates)?;
         }
         // The questions that were asked already.
         self.source.take(self.settings.prompts * saved.step, &self.policy.model)?;
@@ -110,11 +108,12 @@ impl Run {
         for step in self.position.step + 1..=self.settings.steps {
             self.step(step)?;
             self.position.step = step;
-            if self.settings.save_every > 0 && step.is_multiple_of(self.settings.save_every) {
-                self.save()?;
-            }
             if step == self.settings.steps || step.is_multiple_of(self.settings.eval_every.max(1)) {
                 last = self.evaluate(step)?;
+            }
+            // After the evaluation, which may have found the best policy so far.
+            if self.settings.save_every > 0 && step.is_multiple_of(self.settings.save_every) {
+                self.save()?;
             }
         }
         if last.is_nan() {

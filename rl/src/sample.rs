@@ -17,7 +17,8 @@ const CHUNK: usize = 1024;
 /// What a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rows {
-    /// One answer: `messages, response, is_right, finished, tokens`, and `rewards` of its tokens where a server gives them.
+    /// One answer: `messages, response, is_right, finished, tokens`; where a server judges them, `rewards` of its tokens and
+    /// `reward`, their name.
     Answers,
     /// A right and a wrong answer to one question, for `qrm-trainer`: `messages, chosen, rejected`.
     Pairs,
@@ -61,19 +62,16 @@ impl Sample<'_> {
                 self.sampler.sample(self.policy, &questions, self.seed.wrapping_add(first as u64))?;
             sampled.answers += answers.len();
             right += answers.iter().filter(|a| a.is_right).count();
-            let rewards = match self.server {
-                Some(server) => server.score(&answers)?.rewards.into_iter().map(Some).collect(),
-                None => vec![None; answers.len()],
-            };
+            let scored = self.server.map(|server| server.score(&answers)).transpose()?;
             let group = self.sampler.samples;
-            for ((answers, rewards), question) in
-                answers.chunks(group).zip(rewards.chunks(group)).zip(&questions)
-            {
+            for (i, (answers, question)) in answers.chunks(group).zip(&questions).enumerate() {
                 let rows = match self.rows {
                     Rows::Pairs => pairs(self.policy, question, answers, self.pairs)?,
                     Rows::Answers => {
-                        let of = |(answer, rewards)| row(self.policy, question, answer, rewards);
-                        answers.iter().zip(rewards).map(of).collect::<anyhow::Result<_>>()?
+                        let judged =
+                            |k: usize| scored.as_ref().map(|s| (&s.reward, &s.rewards[i * group + k]));
+                        let of = |(k, answer)| row(self.policy, question, answer, judged(k));
+                        answers.iter().enumerate().map(of).collect::<anyhow::Result<_>>()?
                     }
                 };
                 for row in rows {
@@ -102,15 +100,15 @@ fn row(
     policy: &RewardModel,
     question: &Question,
     answer: &Answer,
-    rewards: &Option<Vec<f32>>,
+    judged: Option<(&String, &Vec<f32>)>,
 ) -> anyhow::Result<Value> {
     let tokens = answer.response_ids.iter().map(|id| policy.text().decode(&[*id], false));
     let mut row = json!({
         "messages": messages(question), "response": text(policy, answer)?, "is_right": answer.is_right,
         "finished": answer.finished, "tokens": tokens.collect::<Result<Vec<_>, _>>()?,
     });
-    if let Some(rewards) = rewards {
-        row["rewards"] = json!(rewards);
+    if let Some((reward, rewards)) = judged {
+        (row["reward"], row["rewards"]) = (json!(reward), json!(rewards));
     }
     Ok(row)
 }

@@ -69,6 +69,10 @@ pub struct Settings {
     pub prompts: usize,
     /// Decides every random choice.
     pub seed: u64,
+    /// Where its questions come from, in words: a run goes on only with the same.
+    pub questions: String,
+    /// Version of the policy it started from, which is also the reference of the KL penalty.
+    pub started: String,
     /// What judges, in words: a run goes on only under the same.
     pub judge: String,
     /// Scaling of the rewards.

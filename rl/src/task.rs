@@ -27,6 +27,7 @@ pub struct Question {
 
 #[derive(Deserialize)]
 struct Row {
+    #[serde(alias = "question")]
     prompt: String,
     answer: String,
 }
@@ -64,19 +65,29 @@ impl Source {
         Self::Arithmetic(Box::new(Generator::new(split, events, seed)))
     }
 
-    /// A JSONL file of `{"prompt", "answer"}`; the answer's number is what follows its last `####`, else all of it.
+    /// A JSONL file of `{"prompt" | "question", "answer"}`; the answer's number is what follows its last `####`, else all of it.
     pub fn rows(path: &Path, policy: &RewardModel, seed: u64) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut questions = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = || format!("{}, line {}", path.display(), i + 1);
             let row: Row = serde_json::from_str(line).with_context(at)?;
-            let number = row.answer.rsplit("####").next().unwrap_or_default().trim().replace(',', "");
-            let answer = number.parse().ok().with_context(|| format!("{}: no number in the answer", at()))?;
+            let number = row.answer.trim().replace(',', "").parse().ok();
+            let answer = final_answer(&row.answer)
+                .or(number)
+                .with_context(|| format!("{}: no number in the answer", at()))?;
             questions.push(Question::new(policy, row.prompt, answer)?);
         }
         anyhow::ensure!(!questions.is_empty(), "{} has no row", path.display());
         Ok(Self::Rows(Box::new(Rows { questions, next: 0, rng: StdRng::seed_from_u64(seed) })))
+    }
+
+    /// How many there are before one comes again; none: no end of them.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::Arithmetic(_) => None,
+            Self::Rows(rows) => Some(rows.questions.len()),
+        }
     }
 
     /// The next `count`.

@@ -73,6 +73,8 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         steps: 1,
         prompts: 1,
         seed: 0,
+        questions: String::new(),
+        started: String::new(),
         judge: String::new(),
         normalize: Normalize::from_str(&case.normalize, true).unwrap(),
         credit: Credit::Auto,

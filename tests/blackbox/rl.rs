@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use qrm_tests::server::binary;
 use qrm_tests::{Server, fixture};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::security::{authority, write};
 
@@ -112,11 +112,15 @@ fn every_front_makes_the_same_policy() {
 fn samples_are_rows() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data.jsonl");
-    std::fs::write(&data, "{\"prompt\": \"What is 2 + 2?\", \"answer\": \"#### 4\"}\n").expect("written");
+    let rows = [
+        json!({"prompt": "What is 2 + 2?", "answer": "2 + 2 = 4\n#### 4"}).to_string(),
+        json!({"question": "What is 900 + 100?", "answer": "#### 1,000"}).to_string(),
+    ];
+    std::fs::write(&data, rows.join("\n")).expect("written");
     let server = Server::start(&fixture("qwen2"), &[]);
     let output = dir.path().join("answers.jsonl");
     let run = Command::new(binary().with_file_name("qrm-rl"))
-        .args(["sample", "--policy", &fixture("qwen2"), "--questions", "2", "--samples", "3"])
+        .args(["sample", "--policy", &fixture("qwen2"), "--questions", "5", "--samples", "3"])
         .args(["--max-new-tokens", "8", "--with-rewards", "--reward-url"])
         .arg(format!("http://{}", server.address()))
         .arg("--data")
@@ -131,11 +135,35 @@ fn samples_are_rows() {
     let text = std::fs::read_to_string(&output).expect("rows");
     for line in text.lines() {
         let row: Value = serde_json::from_str(line).expect("JSON");
-        assert_eq!(row["messages"][0]["content"], "What is 2 + 2?");
+        assert!(row["messages"][0]["content"].as_str().is_some_and(|q| q.starts_with("What is ")), "{row}");
+        assert_eq!(row["reward"], "advantage");
         let length = |name: &str| row[name].as_array().map(Vec::len);
         assert!(length("tokens") == length("rewards") && length("tokens") > Some(0), "{row}");
     }
-    assert_eq!(text.lines().count(), 6);
+    assert_eq!(text.lines().count(), 6, "no question twice");
+}
+
+/// What a policy can do is not measured on what it learns from.
+#[test]
+fn questions_of_a_file_need_others_beside_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [train, held_out] = ["train.jsonl", "held-out.jsonl"].map(|name| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, "{\"prompt\": \"What is 2 + 2?\", \"answer\": \"#### 4\"}\n").expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    });
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let url = format!("http://{}", server.address());
+    let output = dir.path().join("run");
+    let alone = ["--steps", "1", "--save-every", "1", "--data", &train];
+    let refused = client("reinforce", &url, &output, &alone).wait_with_output().expect("it ends");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("--eval-data"), "{words}");
+    finish(client("reinforce", &url, &output, &[&alone[..], &["--eval-data", &held_out]].concat()));
+    // A new run would find the states of this one.
+    let refused = client("reinforce", &url, &output, &["--steps", "1"]).wait_with_output().expect("it ends");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("--resume"), "{words}");
 }
 
 /// All of the experiment with models that have learnt nothing.
@@ -233,7 +261,7 @@ fn a_killed_run_goes_on_to_the_same_weights() {
     assert!(weights(&calm) == weights(&killed), "the same final weights");
     let steps = |output: &Path| -> Vec<Value> {
         let rows = metrics(output).into_iter().filter(|row| row["train/reward"].is_number());
-        rows.map(|row| serde_json::json!([row["step"], row["train/reward"], row["train/kl"]])).collect()
+        rows.map(|row| json!([row["step"], row["train/reward"], row["train/kl"]])).collect()
     };
     assert_eq!(steps(&calm), steps(&killed));
 }

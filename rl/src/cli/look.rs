@@ -10,6 +10,7 @@ use super::{ServerArgs, TaskArgs};
 use crate::evaluate::{pass_at_1, pass_at_n};
 use crate::rollout::Sampler;
 use crate::sample::{Rows, Sample};
+use crate::task::Source;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct EvaluateArgs {
@@ -21,9 +22,9 @@ pub(super) struct EvaluateArgs {
     /// Where the arithmetic task's questions are from.
     #[arg(long, default_value = "test")]
     split: Split,
-    /// Questions.
-    #[arg(long, default_value_t = 1000)]
-    questions: usize,
+    /// Questions; default: all rows of `--data`, 1000 of the arithmetic task.
+    #[arg(long)]
+    questions: Option<usize>,
     /// Sampled answers to each; 0 = greedy only.
     #[arg(long, default_value_t = 0)]
     samples: usize,
@@ -48,9 +49,9 @@ pub(super) struct SampleArgs {
     /// Where the arithmetic task's questions are from.
     #[arg(long, default_value = "train")]
     split: Split,
-    /// Questions.
-    #[arg(long, default_value_t = 1000)]
-    questions: usize,
+    /// Questions; default: all rows of `--data`, 1000 of the arithmetic task.
+    #[arg(long)]
+    questions: Option<usize>,
     /// Answers to each.
     #[arg(long, default_value_t = 8)]
     samples: usize,
@@ -79,10 +80,19 @@ pub(super) struct SampleArgs {
     output: PathBuf,
 }
 
+/// As many as are wanted, none of them twice.
+fn distinct(source: &Source, wanted: Option<usize>) -> usize {
+    match source.count() {
+        Some(rows) => wanted.unwrap_or(rows).min(rows),
+        None => wanted.unwrap_or(1000),
+    }
+}
+
 impl EvaluateArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let policy = RewardModel::load(&self.policy)?;
-        let questions = self.task.source(self.split, &policy, self.seed)?.take(self.questions, &policy)?;
+        let mut source = self.task.source(self.split, &policy, self.seed)?;
+        let questions = source.take(distinct(&source, self.questions), &policy)?;
         let greedy = pass_at_1(&policy, &questions, self.max_new_tokens)?;
         let mut out = serde_json::json!({"questions": questions.len(), "greedy_pass_at_1": greedy});
         if self.samples > 0 {
@@ -120,7 +130,8 @@ impl SampleArgs {
             pairs: self.pairs,
             server: server.as_ref(),
         };
-        let sampled = job.run(&mut source, self.questions, &self.output)?;
+        let count = distinct(&source, self.questions);
+        let sampled = job.run(&mut source, count, &self.output)?;
         println!("{}", serde_json::to_string(&sampled)?);
         Ok(())
     }

@@ -29,7 +29,7 @@ pub struct Cli {
 enum Command {
     /// REINFORCE: every token is pushed by its own reward, or by its return.
     Reinforce(Box<TrainArgs>),
-    /// GRPO: every answer against its group.
+    /// GRPO: every answer against its group. The loss is the mean over a minibatch's tokens, not first over each answer's.
     Grpo(Box<TrainArgs>),
     /// PPO: with a critic and a clipped ratio.
     Ppo(Box<TrainArgs>),
@@ -44,7 +44,7 @@ enum Command {
 /// Where questions come from.
 #[derive(Debug, Clone, Args)]
 struct TaskArgs {
-    /// JSONL of `{"prompt", "answer"}`, the answer's number after `####`; default: the arithmetic task.
+    /// JSONL of `{"prompt" | "question", "answer"}`, the answer's number after `####`; default: the arithmetic task.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Fewest events of a story of the arithmetic task.
@@ -68,7 +68,7 @@ impl TaskArgs {
 #[derive(Debug, Clone, Args)]
 struct ServerArgs {
     /// Running servers, `http://host:port` or `grpc://host:port` (`https`, `grpcs`); several take turns.
-    #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "QRM_REWARD_URL", value_delimiter = ',', default_value = "http://127.0.0.1:8080")]
     reward_url: Vec<String>,
     /// Model to ask, where a server has several.
     #[arg(long)]

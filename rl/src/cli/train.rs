@@ -32,6 +32,9 @@ pub(super) struct TrainArgs {
     output: PathBuf,
     #[command(flatten)]
     task: TaskArgs,
+    /// As `--data`, which needs it: validation questions, none of them to learn from.
+    #[arg(long, requires = "data")]
+    eval_data: Option<PathBuf>,
     /// What judges.
     #[arg(long, default_value = "server")]
     judge: RewardSource,
@@ -70,9 +73,9 @@ pub(super) struct TrainArgs {
     /// λ of GAE.
     #[arg(long, default_value_t = 0.8)]
     lambda: f64,
-    /// Leaves GAE's advantages as they come, where they are standardised over the step.
+    /// Standardises GAE's advantages over the step.
     #[arg(long)]
-    no_whiten: bool,
+    whiten: bool,
     /// Where PPO's critic starts; default: the policy.
     #[arg(long)]
     critic: Option<PathBuf>,
@@ -88,9 +91,6 @@ pub(super) struct TrainArgs {
     /// Answers to a question.
     #[arg(long, default_value_t = 4)]
     samples: usize,
-    /// Of sampling.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f64,
     /// Longest answer, tokens.
     #[arg(long, default_value_t = 160)]
     max_new_tokens: usize,
@@ -133,7 +133,7 @@ pub(super) struct TrainArgs {
     /// Go on from the newest saved state.
     #[arg(long)]
     resume: bool,
-    /// Validation questions.
+    /// Validation questions, at most.
     #[arg(long, default_value_t = 400)]
     eval_questions: usize,
     /// Decides every random choice.
@@ -143,7 +143,14 @@ pub(super) struct TrainArgs {
 
 impl TrainArgs {
     pub(super) fn run(self, algorithm: Algorithm) -> anyhow::Result<()> {
+        let (is_reinforce, is_grpo) = (algorithm == Algorithm::Reinforce, algorithm == Algorithm::Grpo);
+        // Of the sum of an answer, it would pay for reaching states in which the reward model is unsure.
+        anyhow::ensure!(
+            self.baseline == Baseline::None || !(is_grpo || self.credit == Credit::Return),
+            "--baseline entropy is for tokens that are credited with their own reward, not with a sum"
+        );
         let policy = RewardModel::load(&self.policy)?;
+        let started = policy.version().to_owned();
         let source = self.task.source(Split::Train, &policy, self.seed)?;
         let validation = self.validation(&policy)?;
         drop(policy);
@@ -151,7 +158,6 @@ impl TrainArgs {
             RewardSource::Verifier => Judge::Verifier,
             RewardSource::Server => Judge::Server(self.server.connect(self.baseline == Baseline::Entropy)?),
         };
-        let is_reinforce = algorithm == Algorithm::Reinforce;
         let settings = Settings {
             algorithm,
             critic: self.critic,
@@ -159,6 +165,8 @@ impl TrainArgs {
             steps: self.steps,
             prompts: self.prompts,
             seed: self.seed,
+            questions: format!("{:?}", self.task),
+            started,
             judge: format!("{:?}, {}, {:?}", self.judge, self.server.asked_for(), self.baseline),
             normalize: self.normalize,
             credit: self.credit,
@@ -170,7 +178,7 @@ impl TrainArgs {
             entropy_coef: self.entropy_coef,
             gamma: self.gamma.unwrap_or(if is_reinforce { 1.0 } else { 0.9 }),
             lambda: self.lambda,
-            whiten: !self.no_whiten,
+            whiten: self.whiten,
             critic_weight: self.critic_weight,
             epochs: self.epochs,
             minibatches: self.minibatches,
@@ -191,7 +199,8 @@ impl TrainArgs {
             resume: self.resume,
         };
         let sampler = Sampler {
-            temperature: self.temperature,
+            // Another would sample from another policy than the one whose gradient is taken.
+            temperature: 1.0,
             samples: self.samples,
             max_new_tokens: self.max_new_tokens,
         };
@@ -202,6 +211,16 @@ impl TrainArgs {
 
     /// The same questions for every run, whatever its seed.
     fn validation(&self, policy: &RewardModel) -> anyhow::Result<Vec<Question>> {
-        self.task.source(Split::Validation, policy, 0)?.take(self.eval_questions, policy)
+        if self.eval_questions == 0 {
+            return Ok(Vec::new());
+        }
+        anyhow::ensure!(
+            self.task.data.is_none() || self.eval_data.is_some(),
+            "--data needs --eval-data: how many of the questions it learns from a policy can answer says little \
+             (or --eval-questions 0)"
+        );
+        let task = TaskArgs { data: self.eval_data.clone(), ..self.task.clone() };
+        let mut source = task.source(Split::Validation, policy, 0)?;
+        source.take(self.eval_questions.min(source.count().unwrap_or(usize::MAX)), policy)
     }
 }

@@ -116,11 +116,10 @@ fn look(
 ) -> Stage {
     let flags = format!(
         "sample --policy {} {} --split validation --questions 200 --samples 4 --max-new-tokens {} --with-rewards \
-         --reward-url {} --reward-model {model} --output @",
+         --reward-model {model} --output @",
         shop.arg(policy),
         events(at),
         size.longest,
-        server.url(),
     );
-    shop.stage("qrm-rl", &format!("looks/{to}.jsonl"), &flags)
+    shop.stage("qrm-rl", &format!("looks/{to}.jsonl"), &flags).asks(server.url())
 }

@@ -48,14 +48,16 @@ pub(super) fn models(shop: &Workshop, size: &Size, judges: &[Judge]) -> [Vec<Sta
     if served.contains(&"prm") {
         sampled.push(sample("steps.jsonl", &format!("--rows steps --problems {}", size.sampled.1)));
     }
-    let from = format!("--model {backbone} --steps {} --eval-every 100", size.rm_steps);
-    let on_pairs =
-        format!("{from} --batch 32 --train {pairs} --eval {} --best", shop.arg("validation.jsonl"));
+    let from =
+        |times: usize| format!("--model {backbone} --steps {} --eval-every 100", times * size.rm_steps);
+    let pairs = format!("--batch 32 --train {pairs} --eval {} --best", shop.arg("validation.jsonl"));
+    let (on_pairs, longer) = (format!("{} {pairs}", from(1)), format!("{} {pairs}", from(3)));
     let reward_models = [
         ("qrm", "qrm", format!("{on_pairs} --head vocab --beta 10 --gamma 1 --sft-weight 5 --lr 1e-4")),
-        ("orm", "orm", format!("{on_pairs} --lr 3e-4")),
+        // One number an answer is learnt slowest, by a head that starts from noise.
+        ("orm", "orm", format!("{longer} --lr 3e-4")),
         ("dpo", "dpo", format!("{on_pairs} --lr 1e-4")),
-        ("prm", "prm", format!("{from} --batch 64 --train {steps} --lr 3e-4")),
+        ("prm", "prm", format!("{} --batch 64 --train {steps} --lr 3e-4", from(1))),
         ("qrm-scalar", "qrm", format!("{on_pairs} --head scalar --beta 10 --gamma 1 --lr 3e-4")),
     ];
     let reward_models = reward_models
@@ -116,12 +118,12 @@ pub(super) fn run(
         arm.judge.flags,
     );
     if let Some(model) = arm.judge.model {
-        flags += &format!(" --reward-url {url} --reward-model {model}");
+        flags += &format!(" --reward-model {model}");
         if arm.algorithm == "ppo" {
             flags += &format!(" --critic {}", checkpoint(shop, model));
         }
     }
-    shop.stage("qrm-rl", &format!("{name}/model"), &flags)
+    shop.stage("qrm-rl", &format!("{name}/model"), &flags).asks(url)
 }
 
 /// How good a policy is on the test problems.

@@ -31,8 +31,8 @@ pub(super) struct Trained {
     pub(super) curve: BTreeMap<usize, Vec<f32>>,
     /// Shares of the wall time that were spent waiting for rewards, by seed.
     pub(super) waiting: Vec<f32>,
-    /// Of the last step, by seed.
-    pub(super) kl: Vec<f32>,
+    /// How far the policy is from where it started, after the last step, by seed.
+    pub(super) way: Vec<f32>,
 }
 
 pub(super) struct Results {
@@ -74,13 +74,13 @@ impl Part {
 
 impl Trained {
     fn new(arm: &Arm) -> Self {
-        let (tests, waiting, kl) = (Vec::new(), Vec::new(), Vec::new());
-        Self { arm: arm.clone(), tests, curve: BTreeMap::new(), waiting, kl }
+        let (tests, waiting, way) = (Vec::new(), Vec::new(), Vec::new());
+        Self { arm: arm.clone(), tests, curve: BTreeMap::new(), waiting, way }
     }
 
     /// Reads one seed's metrics.
     fn add(&mut self, metrics: &Path) -> anyhow::Result<()> {
-        let (mut waited, mut all, mut kl) = (0.0, 0.0, None);
+        let (mut waited, mut all, mut way) = (0.0, 0.0, None);
         for row in rows(metrics)? {
             let number = |name: &str| row[name].as_f64();
             if let (Some(pass), Some(step)) = (number("eval/sampled_pass_at_1"), row["step"].as_u64()) {
@@ -88,10 +88,10 @@ impl Trained {
             }
             waited += number("train/waiting_seconds").unwrap_or(0.0);
             all += number("train/step_seconds").unwrap_or(0.0);
-            kl = number("train/kl").or(kl);
+            way = number("train/kl").or(way); // as `--kl absolute` has it
         }
         self.waiting.push((waited / f64::max(all, 1e-9)) as f32);
-        self.kl.extend(kl.map(|kl| kl as f32));
+        self.way.extend(way.map(|way| way as f32));
         Ok(())
     }
 

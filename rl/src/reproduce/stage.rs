@@ -18,11 +18,14 @@ pub(super) struct Workshop {
     jobs: usize,
 }
 
-/// How long a command took; a line of `stages.jsonl`.
+/// What a command was and how long it took; a line of `stages.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Took {
     pub(super) stage: String,
     pub(super) seconds: f64,
+    /// Its flags, wherever the directory is.
+    #[serde(default)]
+    pub(super) flags: Option<String>,
 }
 
 /// A command of `qrm-trainer` or `qrm-rl`.
@@ -33,6 +36,8 @@ pub(super) struct Stage {
     makes: PathBuf,
     /// Standard output is what it makes.
     prints: bool,
+    /// Where its rewards are from.
+    server: Option<String>,
 }
 
 impl Workshop {
@@ -58,6 +63,7 @@ impl Workshop {
             args: args.split_whitespace().map(str::to_owned).collect(),
             makes: self.path(makes),
             prints: false,
+            server: None,
         }
     }
 
@@ -91,8 +97,16 @@ impl Workshop {
     }
 
     fn run_on(&self, threads: usize, stage: Stage) -> anyhow::Result<()> {
+        let flags = stage.args.join(" ").replace(&self.arg(""), "");
         if stage.makes.exists() {
-            return Ok(());
+            let made = self.took()?.into_iter().rev().find(|took| took.stage == stage.name);
+            let Some(others) = made.and_then(|took| took.flags).filter(|made| *made != flags) else {
+                return Ok(());
+            };
+            anyhow::bail!(
+                "{} was made with {others}, now wanted with {flags}: remove it, or name another --output",
+                stage.name
+            );
         }
         eprintln!("{}: {} {}", stage.name, stage.program, stage.args.join(" "));
         let (start, partial) = (Instant::now(), stage.makes.with_extension("partial"));
@@ -102,6 +116,7 @@ impl Workshop {
         let log = self.path("logs").join(stage.name.replace('/', "-"));
         let mut command = Command::new(program(stage.program)?);
         command.env("RAYON_NUM_THREADS", threads.to_string());
+        command.envs(stage.server.map(|url| ("QRM_REWARD_URL", url)));
         let writes_file = stage.args.iter().any(|arg| arg == "@");
         let out = |arg: String| if arg == "@" { partial.display().to_string() } else { arg };
         command.args(stage.args.into_iter().map(out)).stderr(File::create(&log)?);
@@ -111,7 +126,7 @@ impl Workshop {
         if stage.prints || writes_file {
             std::fs::rename(&partial, &stage.makes)?;
         }
-        let took = Took { stage: stage.name, seconds: start.elapsed().as_secs_f64() };
+        let took = Took { stage: stage.name, seconds: start.elapsed().as_secs_f64(), flags: Some(flags) };
         let mut file = OpenOptions::new().create(true).append(true).open(self.path("stages.jsonl"))?;
         // In one write: another stage may end at the same time.
         Ok(file.write_all(format!("{}\n", serde_json::to_string(&took)?).as_bytes())?)
@@ -128,6 +143,11 @@ impl Stage {
     /// What it prints is what it makes.
     pub(super) fn prints(self) -> Self {
         Self { prints: true, ..self }
+    }
+
+    /// Its rewards are those of a server; not a flag, as every start of the experiment has another.
+    pub(super) fn asks(self, url: &str) -> Self {
+        Self { server: Some(url.into()), ..self }
     }
 }
 

@@ -109,6 +109,13 @@ impl Rewards {
                 false => self.http.attempt(url, &self.asked, answers),
             };
             match attempt {
+                Try::Done(scored) if self.asked.with_entropy && scored.reward != "advantage" => {
+                    let message = format!(
+                        "its reward is `{}`, and the entropy is a baseline of `advantage`",
+                        scored.reward
+                    );
+                    return Err(RewardError::Refused { url: url.clone(), message });
+                }
                 Try::Done(scored) if fits(&scored, answers) => return Ok(scored),
                 Try::Done(_) => {
                     let message = "not one reward for each token".into();

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
+use qrm_model::reward::RewardKind;
+use qrm_trainer::credit::answer;
 use serde_json::Value;
 
 use super::super::results::rows;
 use super::super::stage::Workshop;
 use crate::plots::heatmap::Row;
 use crate::plots::{heatmap, histogram};
-use crate::signal::moments;
 
 /// How well the models tell right answers from wrong ones.
 pub(super) fn reward_models(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
@@ -28,7 +29,8 @@ pub(super) fn reward_models(text: &mut String, shop: &Workshop, models: &[&str])
     Ok(writeln!(
         text,
         "\nPairs: of the validation problems, as training measures them. AUC: a right and a wrong answer of the policy, to any \
-         questions and to the same one, by the mean of their rewards."
+         questions and to the same one, by what each kind of model compares: the mean of log φ, the sum of an outcome's and of \
+         DPO's rewards, the least of the steps'."
     )?)
 }
 
@@ -37,13 +39,13 @@ struct Look {
     prompt: String,
     is_right: bool,
     tokens: Vec<String>,
+    reward: RewardKind,
     rewards: Vec<f32>,
 }
 
 impl Look {
-    /// Its mean reward.
-    fn score(&self) -> f32 {
-        moments(self.rewards.iter()).0 as f32
+    fn score(&self) -> f64 {
+        answer(self.reward, &self.rewards)
     }
 }
 
@@ -53,6 +55,7 @@ fn looked(shop: &Workshop, name: &str) -> anyhow::Result<Vec<Look>> {
             prompt: row["messages"][0]["content"].as_str().unwrap_or_default().into(),
             is_right: row["is_right"].as_bool().unwrap_or_default(),
             tokens: serde_json::from_value(row["tokens"].clone())?,
+            reward: serde_json::from_value(row["reward"].clone())?,
             rewards: serde_json::from_value(row["rewards"].clone())?,
         })
     };
@@ -76,9 +79,9 @@ fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
 /// The paper's Figures 1 and 5.
 pub(super) fn looks(text: &mut String, shop: &Workshop, models: &[&str]) -> anyhow::Result<()> {
     writeln!(text, "\n## What the rewards look like")?;
-    let shown = [("qrm", "mean log φ of an answer"), ("orm", "mean reward of an answer")];
+    let shown = [("qrm", "mean log φ of an answer"), ("orm", "reward of an answer")];
     for (model, unit) in shown.into_iter().filter(|(model, _)| models.contains(model)) {
-        let scores = |looks: Vec<Look>| looks.iter().map(Look::score).collect::<Vec<f32>>();
+        let scores = |looks: Vec<Look>| looks.iter().map(|look| look.score() as f32).collect::<Vec<f32>>();
         let mut sets = vec![("before".to_owned(), scores(looked(shop, &format!("before-{model}"))?))];
         for algorithm in ["reinforce", "ppo"] {
             let after = scores(looked(shop, &format!("after-{algorithm}-{model}"))?);

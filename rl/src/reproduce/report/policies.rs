@@ -11,13 +11,13 @@ use crate::plots::curves;
 use crate::plots::curves::{Axes, Line};
 use crate::signal::moments;
 
-/// `62.1 ± 1.3`, in points.
+/// `62.1 ± 1.3`, in points: of a sample of seeds, so σ is over one less than there are.
 fn points(seeds: &[f32]) -> String {
     let (mean, std) = moments(seeds.iter());
     match seeds.len() {
         0 => "–".into(),
         1 => format!("{:.1}", 100.0 * mean),
-        _ => format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std),
+        n => format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std * (n as f64 / (n - 1) as f64).sqrt()),
     }
 }
 
@@ -28,11 +28,12 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
         text,
         "{steps} steps of {answers} answers; the policy of the best validation is kept and tested on held-out problems. Mean ± \
          standard deviation over seeds. Margin: points of Pass@1 over ORM with the same algorithm. Steps: the first at which \
-         the validation curve is where ORM's is at its best. Last: validation after the last step.\n"
+         the validation curve is where ORM's is at its best. Last: validation after the last step. Way: mean \
+         |log π − log π_SFT| of a token then.\n"
     )?;
     writeln!(
         text,
-        "| | reward | Pass@1 | greedy | Pass@{} | margin | steps | last | KL | waiting | seeds |",
+        "| | reward | Pass@1 | greedy | Pass@{} | margin | steps | last | way | waiting | seeds |",
         size.samples()
     )?;
     writeln!(text, "|---|---|---|---|---|---|---|---|---|---|---|")?;
@@ -57,7 +58,7 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
             points(&trained.test("greedy_pass_at_1")),
             points(&trained.test(&most)),
             points(trained.last()),
-            moments(trained.kl.iter()).0,
+            moments(trained.way.iter()).0,
             100.0 * moments(trained.waiting.iter()).0,
             trained.tests.len(),
         )?;
