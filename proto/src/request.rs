@@ -102,6 +102,7 @@ enum IncludeName {
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// Echoed; a string or a number.
+    #[serde(default, deserialize_with = "string_or_number")]
     #[schema(value_type = Option<StringOrNumber>)]
     pub id: Option<Value>,
     /// Text or token ids; or else `messages`.
@@ -173,6 +174,39 @@ impl ToSchema for TextOrIds {}
 pub(crate) enum StringOrNumber {
     String(String),
     Number(f64),
+}
+
+/// Nothing else is kept: a list of numbers takes sixteen times its bytes as a [`Value`].
+fn string_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    struct StringOrNumberVisitor;
+    impl Visitor<'_> for StringOrNumberVisitor {
+        type Value = Option<Value>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string or a number")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<Value>, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Option<Value>, E> {
+            Ok(Some(text.into()))
+        }
+
+        fn visit_u64<E>(self, number: u64) -> Result<Option<Value>, E> {
+            Ok(Some(number.into()))
+        }
+
+        fn visit_i64<E>(self, number: i64) -> Result<Option<Value>, E> {
+            Ok(Some(number.into()))
+        }
+
+        fn visit_f64<E>(self, number: f64) -> Result<Option<Value>, E> {
+            Ok(Some(number.into()))
+        }
+    }
+    deserializer.deserialize_any(StringOrNumberVisitor)
 }
 
 /// By hand, because an untagged enum's error says neither what was expected nor where.

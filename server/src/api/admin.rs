@@ -9,8 +9,10 @@ use qrm_proto::status::{ReloadRequest, ReloadResponse};
 
 use super::App;
 use super::error::ApiError;
-use super::json::JsonBody;
+use super::json::{Body, JsonBody};
 use super::openapi::Refusals;
+
+impl Body for ReloadRequest {}
 
 /// Answers once requests go to the new weights, 422 with the reason where they cannot be loaded: then nothing has changed.
 #[utoipa::path(

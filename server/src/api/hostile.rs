@@ -40,7 +40,7 @@ const NATIVE: [&str; 5] = [
 fn native_requests() {
     let models = [model("qwen2"), model("qwen2-token-classification")];
     mutate::fuzz(USUAL, &texts(&NATIVE), |thread, bytes| {
-        if let Ok(request) = parse::<RewardsRequest>(bytes) {
+        if let Ok(request) = parse::<RewardsRequest>(bytes, 64) {
             let _ = prepare(request, &models[thread % 2], 64);
         }
     });
@@ -58,13 +58,13 @@ fn dialects() {
     let model = model("qwen2");
     mutate::fuzz(USUAL, &seeds, |_, bytes| {
         let inputs = [
-            parse(bytes).ok().and_then(|query| openrlhf::inputs(query).ok()),
-            parse(bytes).ok().and_then(|sequences| trl::inputs(sequences).ok()),
+            parse(bytes, 64).ok().and_then(|query| openrlhf::inputs(query).ok()),
+            parse(bytes, 64).ok().and_then(|sequences| trl::inputs(sequences).ok()),
         ];
-        let _ = parse::<slime::Sample>(bytes);
+        let _ = parse::<slime::Sample>(bytes, 64);
         let native = inputs.into_iter().flatten();
         let native = native.map(|inputs| RewardsRequest { inputs, ..RewardsRequest::default() });
-        let pooled = parse(bytes).ok().and_then(|texts| vllm::native(texts, &model).ok());
+        let pooled = parse(bytes, 64).ok().and_then(|texts| vllm::native(texts, &model).ok());
         for request in native.chain(pooled) {
             let _ = prepare(request, &model, 64);
         }

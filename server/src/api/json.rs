@@ -5,17 +5,28 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::Value;
+use qrm_proto::RewardsRequest;
+use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::intake::{Held, Unread};
-use super::{App, off_thread};
+use super::{App, count, off_thread};
+use crate::request::Invalid;
+
+/// What a route takes.
+pub(crate) trait Body: DeserializeOwned + Send + 'static {
+    /// The field with an element for each trajectory, of routes that take several.
+    const LIST: Option<&'static str> = None;
+}
+
+impl Body for RewardsRequest {
+    const LIST: Option<&'static str> = Some("inputs");
+}
 
 /// A body of type `T`, and its share of what all requests may hold: to be kept until the answer is ready.
 pub(crate) struct JsonBody<T>(pub(crate) T, pub(crate) Held);
 
-impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for JsonBody<T> {
+impl<T: Body> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
@@ -28,7 +39,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for JsonBody<T>
             Unread::Slow => ApiError::too_slow(),
             Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
         })?;
-        let value = off_thread::run(body.len(), move || parse(&body)).await??;
+        let max_inputs = app.max_inputs;
+        let value = off_thread::run(body.len(), move || parse(&body, max_inputs)).await??;
         Ok(Self(value, held))
     }
 }
@@ -51,39 +63,55 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
 }
 
 /// Bytes to `T`, naming the field at fault.
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<T: Body>(body: &[u8], max_inputs: usize) -> Result<T, ApiError> {
+    let body = std::str::from_utf8(body).map_err(|e| ApiError::not_json(e.to_string()))?;
+    // A wrong field may stand before broken syntax: only JSON can have a field at fault.
+    let count = count::trajectories(body, T::LIST).map_err(|e| ApiError::not_json(e.to_string()))?;
+    if let Some(list) = T::LIST.filter(|_| count > max_inputs) {
+        return Err(Invalid::too_many(count, max_inputs, list).into());
+    }
     // serde takes an array of a struct's fields in their order for the struct.
-    if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
-        let syntax = serde_json::from_slice::<IgnoredAny>(body);
-        return Err(match syntax {
-            Err(error) => ApiError::not_json(error.to_string()),
-            Ok(_) => ApiError::wrong_shape(".".into(), "the body is not an object".into()),
-        });
+    if !body.trim_ascii_start().starts_with('{') {
+        return Err(ApiError::wrong_shape(".".into(), "the body is not an object".into()));
     }
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    match serde_path_to_error::deserialize(&mut deserializer) {
-        Ok(value) => match deserializer.end() {
-            Ok(()) => Ok(value),
-            Err(e) => Err(ApiError::not_json(e.to_string())),
-        },
-        // A wrong field may stand before broken syntax: only JSON can have a field at fault.
-        Err(error) => match serde_json::from_slice::<Value>(body) {
-            Err(syntax) => Err(ApiError::not_json(syntax.to_string())),
-            Ok(_) => {
-                let param = error.path().to_string();
-                Err(ApiError::wrong_shape(missing(&param, &error), error.inner().to_string()))
-            }
-        },
-    }
+    let mut deserializer = serde_json::Deserializer::from_str(body);
+    serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| ApiError::wrong_shape(missing(&error), error.inner().to_string()))
 }
 
 /// serde reports a missing field at the object that lacks it; the caller wants the field.
-fn missing(path: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+fn missing(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let path = error.path().to_string();
     let message = error.inner().to_string();
     let field = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
     match field {
-        None => path.to_owned(),
+        None => path,
         Some(field) if path == "." => field.to_owned(),
         Some(field) => format!("{path}.{field}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes after the inputs that are too many would be named if anything were read before they are counted.
+    #[test]
+    fn inputs_are_counted_before_they_are_read() {
+        let code = |body: &str| parse::<RewardsRequest>(body.as_bytes(), 2).map(drop).map_err(|e| e.code());
+        assert_eq!(code(r#"{"inputs":[{},{},{},3]}"#), Err("request_too_large"));
+        assert_eq!(code(r#"{"inputs":[{"responses":["","",""]},3]}"#), Err("request_too_large"));
+        assert_eq!(code(r#"{"inputs":[{},{},3]}"#), Err("invalid_field"));
+        assert_eq!(code(r#"{"inputs":[{},{}]}"#), Ok(()));
+    }
+
+    #[test]
+    fn a_wrong_field_before_broken_syntax_is_no_json() {
+        let code = |body: &[u8]| parse::<RewardsRequest>(body, 2).map(drop).map_err(|e| e.code());
+        assert_eq!(code(br#"{"inputs":3,"#), Err("not_json"));
+        assert_eq!(code(b"{\"model\":3,\"inputs\":\"\xff\"}"), Err("not_json"));
+        assert_eq!(code(br#"{"model":"\ud800","inputs":[]}"#), Err("invalid_field"));
+        assert_eq!(code(br#"{"inputs":[{"spans":[[1,2,3]]}]}"#), Err("invalid_field"));
+        assert_eq!(code(br#"{"model":3,"inputs":[]}"#), Err("invalid_field"));
     }
 }

@@ -10,9 +10,12 @@ use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest
 
 use super::App;
 use super::error::ApiError;
-use super::json::JsonBody;
+use super::json::{Body, JsonBody};
 use super::openapi::Refusals;
 use crate::request::Invalid;
+
+impl Body for TokenizeRequest {}
+impl Body for DetokenizeRequest {}
 
 #[utoipa::path(
     post, path = "/tokenize", tag = "tokens", summary = "The tokens of a text",

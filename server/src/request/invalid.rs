@@ -34,6 +34,10 @@ impl Invalid {
         Self { kind: InvalidKind::NotFound, code: "model_not_found", message, param: Some("model".into()) }
     }
 
+    pub(crate) fn too_many(count: usize, max_inputs: usize, param: &str) -> Self {
+        Self::too_large(format!("{count} trajectories, at most {max_inputs} are taken"), param)
+    }
+
     pub(crate) fn too_large(message: String, param: &str) -> Self {
         Self { kind: InvalidKind::TooLarge, code: "request_too_large", message, param: Some(param.into()) }
     }

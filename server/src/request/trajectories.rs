@@ -41,10 +41,7 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Invalid> {
     let count: usize = inputs.iter().map(|i| i.responses.as_ref().map_or(1, Vec::len)).sum();
     if count > max_inputs {
-        return Err(Invalid::too_large(
-            format!("{count} trajectories, at most {max_inputs} are taken"),
-            "inputs",
-        ));
+        return Err(Invalid::too_many(count, max_inputs, "inputs"));
     }
     if inputs.is_empty() {
         return Err(Invalid::field("inputs", "inputs_empty", "inputs holds nothing to score"));
@@ -89,9 +86,6 @@ impl Reader<'_> {
                 format!("{field} and {other} exclude each other"),
             )
         };
-        if input.id.as_ref().is_some_and(|id| !id.is_string() && !id.is_number()) {
-            return Err(Invalid::field(self.param("id"), "invalid_value", "id must be a string or a number"));
-        }
         let (prompt, prompt_field) = match (input.prompt, input.messages) {
             (Some(_), Some(_)) => return Err(both("messages", "prompt")),
             (Some(prompt), None) => (self.prompt(prompt, input.add_special_tokens)?, "prompt"),

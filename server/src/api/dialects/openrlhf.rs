@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::{sequence_score, text_input};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
+use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
@@ -25,6 +25,10 @@ pub(crate) struct Query {
     /// What each begins with.
     #[serde(default)]
     prompts: Vec<String>,
+}
+
+impl Body for Query {
+    const LIST: Option<&'static str> = Some("query");
 }
 
 #[derive(Debug, Default, Serialize, ToSchema)]

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
+use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 
@@ -22,6 +22,8 @@ pub(crate) struct Sample {
     prompt: Prompt,
     response: String,
 }
+
+impl Body for Sample {}
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]

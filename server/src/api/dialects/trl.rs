@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
+use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
@@ -28,6 +28,10 @@ pub(crate) struct Sequences {
     temperature: Option<f64>,
     #[serde(default)]
     response_format: Format,
+}
+
+impl Body for Sequences {
+    const LIST: Option<&'static str> = Some("sequences");
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
-use crate::api::json::JsonBody;
+use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
 use crate::request::Invalid;
@@ -35,6 +35,10 @@ pub(crate) struct Texts {
     add_special_tokens: bool,
     #[serde(default)]
     encoding_format: EncodingFormat,
+}
+
+impl Body for Texts {
+    const LIST: Option<&'static str> = Some("input");
 }
 
 /// vLLM's tokenizers add theirs unless they are told not to.
