@@ -323,6 +323,8 @@ async fn a_stream_answers_every_input() {
     assert_eq!(stats.count as usize, tokens);
     let mean = data.iter().flat_map(|t| &t.rewards).map(|r| f64::from(*r)).sum::<f64>() / tokens as f64;
     assert!((stats.mean - mean).abs() < 1e-9 * mean.abs());
+    // Its inputs waited for a place in the queue, which is no refusal.
+    assert_eq!(http.metric("qrm_queue_refused_total"), 0.0);
     // What a stream cannot do it says at once.
     let options = Options { normalize: "std".into(), ..Options::default() };
     let first = ScoreStreamRequest { options: Some(options), input: None };

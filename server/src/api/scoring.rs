@@ -23,9 +23,6 @@ use crate::telemetry::SPAN;
 /// About what an answer has.
 const BYTES_PER_TOKEN: usize = 16;
 
-/// Between tries for a place in a full queue.
-const PLACE: Duration = Duration::from_millis(10);
-
 /// A request that is read and not yet queued.
 pub(crate) struct Read {
     loaded: Arc<Loaded>,
@@ -91,18 +88,29 @@ impl Read {
     /// The same, but waits for a place in the queue: for fronts that let their clients wait.
     pub(crate) async fn queue_in_turn(self, app: &App) -> Result<Queued, ApiError> {
         let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
-        let mut waiting = Some(expected);
-        let ticket = loop {
-            let queued = loaded.engine.submit(trajectories.clone(), terms.clone());
-            drop(waiting.take()); // no batch waits for what waits for a batch
-            match queued {
-                Err(Refused::Full) if terms.deadline.is_none_or(|deadline| Instant::now() < deadline) => {
-                    tokio::time::sleep(PLACE).await;
+        let (engine, deadline) = (&loaded.engine, terms.deadline);
+        let tokens = trajectories.iter().map(Trajectory::len).sum();
+        let mut expected = Some(expected);
+        let queued = async {
+            loop {
+                if engine.is_full(tokens) {
+                    drop(expected.take()); // no batch waits for what waits for a batch
+                    engine.room(tokens).await;
                 }
-                queued => break queued.map_err(refused(app, &loaded.engine))?,
+                match engine.submit(trajectories.clone(), terms.clone()) {
+                    Err(Refused::Full) => {} // another was faster
+                    queued => return queued,
+                }
             }
         };
-        Ok(Queued { loaded, ticket, pending, tokenize, deadline: terms.deadline })
+        let queued = match deadline {
+            None => queued.await,
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.into(), queued).await.map_err(|_| ApiError::deadline())?
+            }
+        };
+        let ticket = queued.map_err(refused(app, engine))?;
+        Ok(Queued { loaded, ticket, pending, tokenize, deadline })
     }
 
     /// Queues; each trajectory is a line when it is scored. `held` is the body's share of what all may hold.
@@ -148,5 +156,10 @@ impl Queued {
 }
 
 fn refused(app: &App, engine: &Engine) -> impl Fn(Refused) -> ApiError {
-    move |refused| ApiError::refused(refused, engine, app.overload_status)
+    move |refused| {
+        if refused == Refused::Full {
+            app.metrics.refused.inc();
+        }
+        ApiError::refused(refused, engine, app.overload_status)
+    }
 }

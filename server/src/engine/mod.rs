@@ -141,6 +141,16 @@ impl Engine {
         Ok((Ticket { queue: self.queue.clone(), id, answer }, scores))
     }
 
+    /// Whether the queue is too full for that many tokens.
+    pub(crate) fn is_full(&self, tokens: usize) -> bool {
+        self.queue.accepts(tokens) == Err(Refused::Full)
+    }
+
+    /// Waits until it is not.
+    pub(crate) async fn room(&self, tokens: usize) {
+        self.queue.room(tokens).await;
+    }
+
     /// Refuses new work from now on; what was accepted is still answered.
     pub(crate) fn close(&self) {
         self.queue.close();

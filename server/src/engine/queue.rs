@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qrm_model::Trajectory;
+use tokio::sync::Notify;
 use tracing::Span;
 
 use super::Limits;
@@ -57,6 +58,8 @@ struct State {
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
+    /// Less waits than before, or no more is taken.
+    left: Notify,
     /// Requests that are read and tokenised, and will be here in a moment.
     preparing: AtomicUsize,
     limits: Limits,
@@ -79,8 +82,8 @@ impl Drop for Preparing {
 
 impl Queue {
     pub(crate) fn new(limits: Limits, cost: Cost, budget: f64, metrics: Metrics) -> Self {
-        let (state, changed, preparing) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
-        Self { state, changed, preparing, limits, cost, budget, metrics }
+        let (state, changed, left) = (Mutex::default(), Condvar::new(), Notify::new());
+        Self { state, changed, left, preparing: AtomicUsize::new(0), limits, cost, budget, metrics }
     }
 
     /// Says that a request will come unless the guard is dropped first.
@@ -91,20 +94,8 @@ impl Queue {
 
     /// Accepts a job whole, or refuses it whole.
     pub(crate) fn push(&self, job: Job) -> Result<u64, Refused> {
-        let tokens = job.tokens();
-        let limit = self.limits.max_queue_tokens;
         let mut state = self.state();
-        if state.closed {
-            return Err(Refused::Closed);
-        }
-        if tokens > limit {
-            return Err(Refused::TooLarge { tokens, limit });
-        }
-        if state.schedule.tokens() + tokens > limit || state.schedule.len() >= self.limits.max_queue_requests
-        {
-            self.metrics.refused.inc();
-            return Err(Refused::Full);
-        }
+        self.check(&state, job.tokens())?;
         state.next_id += 1;
         let (id, job) = (state.next_id, Arc::new(job));
         let joined: Vec<bool> = (0..job.trajectories.len())
@@ -114,6 +105,35 @@ impl Queue {
         self.publish(&mut state);
         self.changed.notify_all();
         Ok(id)
+    }
+
+    /// Whether a job of that many tokens would be accepted now.
+    pub(crate) fn accepts(&self, tokens: usize) -> Result<(), Refused> {
+        self.check(&self.state(), tokens)
+    }
+
+    /// Waits until it would not be told to come back.
+    pub(crate) async fn room(&self, tokens: usize) {
+        loop {
+            let left = self.left.notified();
+            if self.accepts(tokens) != Err(Refused::Full) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn check(&self, state: &State, tokens: usize) -> Result<(), Refused> {
+        let limit = self.limits.max_queue_tokens;
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if tokens > limit {
+            return Err(Refused::TooLarge { tokens, limit });
+        }
+        let is_full = state.schedule.tokens() + tokens > limit
+            || state.schedule.len() >= self.limits.max_queue_requests;
+        if is_full { Err(Refused::Full) } else { Ok(()) }
     }
 
     /// Whether the same trajectory is being computed; then `part` waits for that.
@@ -223,6 +243,7 @@ impl Queue {
     pub(crate) fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
+        self.left.notify_waiters();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -238,6 +259,7 @@ impl Queue {
         }
         self.publish(&mut state);
         self.changed.notify_all();
+        self.left.notify_waiters();
     }
 
     /// Tells the queue how fast a worker is.
@@ -263,6 +285,9 @@ impl Queue {
         let (requests, tokens) = (state.schedule.len() as i64, state.schedule.tokens() as i64);
         self.metrics.queue_requests.add(requests - state.published.0);
         self.metrics.queue_tokens.add(tokens - state.published.1);
+        if requests < state.published.0 || tokens < state.published.1 {
+            self.left.notify_waiters();
+        }
         state.published = (requests, tokens);
     }
 }

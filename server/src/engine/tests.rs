@@ -212,6 +212,36 @@ fn score(batch: &[Trajectory]) -> Result<BatchScores, ModelError> {
 const POISON: u32 = 666;
 const BOMB: u32 = 667;
 
+#[tokio::test]
+async fn who_waits_for_room_is_told_of_it() {
+    let queue = queue(30.0, 100);
+    let (nine, _nine) = job(unshared(0, 9, 10), terms("", 0));
+    queue.push(nine).unwrap();
+    let wait = |tokens| tokio::time::timeout(Duration::from_millis(50), queue.room(tokens));
+    assert!(wait(10).await.is_ok() && wait(101).await.is_ok(), "what can never fit is told so at once");
+    assert!(wait(20).await.is_err());
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.room(20).await }
+    });
+    tokio::task::yield_now().await;
+    let (one, _one) = job(unshared(1, 1, 10), terms("", 0));
+    queue.push(one).unwrap();
+    let batch = queue.next_batch().unwrap();
+    assert_eq!(batch.len(), 3);
+    waiting.await.unwrap();
+    assert_eq!(queue.accepts(20), Ok(()));
+    assert_eq!(queue.accepts(40), Err(Refused::Full));
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.room(40).await }
+    });
+    tokio::task::yield_now().await;
+    queue.close();
+    waiting.await.unwrap();
+    assert_eq!(queue.accepts(40), Err(Refused::Closed));
+}
+
 #[test]
 fn only_what_fails_fails() {
     let queue = queue(1000.0, 100_000);
