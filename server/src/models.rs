@@ -101,6 +101,11 @@ impl Models {
         self.0.iter().for_each(Served::close);
     }
 
+    /// Whether new work is refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.iter().all(|served| served.current().engine.is_closed())
+    }
+
     /// Whether accepted work is left after [`Models::close`].
     pub(crate) fn is_busy(&self) -> bool {
         self.0.iter().any(Served::is_busy)

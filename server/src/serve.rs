@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::http::StatusCode;
@@ -23,6 +23,8 @@ use crate::tls::Tls;
 const BLOCKING_THREADS: usize = 32;
 /// Between looks at files that may have changed.
 const LOOK: Duration = Duration::from_secs(2);
+/// For answers to be written and sent, however little is left of the time to drain.
+const LAST: Duration = Duration::from_secs(5);
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -88,22 +90,20 @@ async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyho
         () = reload_files(&app, tls) => {}
     }
     tracing::info!("draining");
+    let start = Instant::now();
     app.models.close();
     let drained = drain(&app, args.drain_timeout).await;
     let _ = stop.send(true);
-    // Every answer is on its way once the engines are empty; what remains is slow readers, who get a little longer.
+    // The engines are empty; what they gave is still being written, and taken by slow readers.
     let servers = async { (servers.0.await, servers.1.await) };
-    let finished = tokio::time::timeout(Duration::from_secs(5), servers).await.is_ok();
-    tracing::info!(drained, "stopped");
-    match drained {
-        true => {
-            if !finished {
-                tracing::warn!("connections were still open");
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+    let left = args.drain_timeout.saturating_sub(start.elapsed()).max(LAST);
+    let finished = tokio::time::timeout(left, servers).await.is_ok();
+    tracing::info!(drained, finished, "stopped");
+    match (drained, finished) {
+        (true, true) => Ok(ExitCode::SUCCESS),
+        (true, false) => Ok(ExitCode::FAILURE),
         // A worker may be in the middle of a long batch that nobody may wait for any more.
-        false => std::process::exit(1),
+        (false, _) => std::process::exit(1),
     }
 }
 

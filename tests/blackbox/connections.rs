@@ -145,6 +145,24 @@ fn who_reads_slowly_gets_all_and_who_stops_is_let_go() {
     server.assert_quiet();
 }
 
+/// The work is done when the server is told to stop; the answer is taken later.
+#[test]
+fn a_drain_waits_for_answers_to_be_taken() {
+    for (patience, is_taken) in [("40", true), ("0.5", false)] {
+        let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", patience]);
+        let body = large();
+        let mut stream = connect(&server);
+        stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+        stream.peek(&mut [0]).expect("an answer begins");
+        server.terminate();
+        std::thread::sleep(8 * SECOND);
+        if is_taken {
+            assert_eq!(answer(&mut stream, 1 << 20, Duration::ZERO), "HTTP/1.1 200 OK");
+        }
+        assert_eq!(server.wait(30 * SECOND).success(), is_taken);
+    }
+}
+
 #[test]
 fn bodies_are_refused_before_they_fill_the_memory() {
     let limits = ["--max-body-bytes", "1000000", "--max-request-bytes", "2500000", "--idle-timeout", "3"];

@@ -402,6 +402,8 @@ async fn health_follows_readiness() {
     let mut watch = health.watch(ask.clone()).await.expect("a watch").into_inner();
     while watch.message().await.expect("no error").expect("a status").status() != ServingStatus::Serving {}
     assert_eq!(health.check(ask).await.expect("a status").into_inner().status(), ServingStatus::Serving);
+    let silent = connect(&server).await.score_stream(futures_util::stream::pending()).await;
+    let idle = silent.expect("a stream").into_inner();
     // Enough work that it drains for a while.
     let mut rng = Rng::new(8);
     let inputs = (0..300).map(|_| input(&rng.input(300, 200))).collect();
@@ -415,6 +417,8 @@ async fn health_follows_readiness() {
     let last = watch.message().await.expect("no error").expect("a status").status();
     assert_eq!(last, ServingStatus::NotServing);
     score.await.expect("no panic").expect("accepted work is answered");
-    drop((watch, health));
-    assert!(server.wait(Duration::from_secs(130)).success());
+    // Nobody who watches, and no stream on which nothing happens, keeps it.
+    assert!(watch.message().await.expect("a good end").is_none());
+    assert_eq!(read(idle).await.3.expect_err("no").code(), Code::Unavailable);
+    assert!(server.wait(Duration::from_secs(60)).success());
 }

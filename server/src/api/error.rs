@@ -106,6 +106,11 @@ impl ApiError {
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", code, message) }
     }
 
+    /// 503: the server is going.
+    pub(crate) fn draining() -> Self {
+        Self::unavailable("draining", "the server is shutting down")
+    }
+
     /// 504.
     pub(crate) fn deadline() -> Self {
         let message = "the deadline passed before the result";
@@ -131,7 +136,7 @@ impl ApiError {
     /// The queue's refusal, with the status the operator chose and the queue's own drain time.
     pub(crate) fn refused(refused: Refused, engine: &Engine, overload_status: StatusCode) -> Self {
         match refused {
-            Refused::Closed => Self::unavailable("draining", "the server is shutting down"),
+            Refused::Closed => Self::draining(),
             Refused::TooLarge { .. } => Invalid::too_large(refused.to_string(), "inputs").into(),
             Refused::Full => Self::full(refused.to_string(), engine.retry_after(), overload_status),
         }
@@ -159,7 +164,7 @@ impl From<JobError> for ApiError {
     fn from(error: JobError) -> Self {
         match error {
             JobError::Deadline => Self::deadline(),
-            JobError::Stopped => Self::unavailable("draining", "the server is shutting down"),
+            JobError::Stopped => Self::draining(),
             JobError::Failed(_) => Self::internal("the engine failed on this batch"),
         }
     }

@@ -39,7 +39,7 @@ pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> 
     let loaded = app.served(request.model.as_deref())?.current();
     client.seen.is_for(&loaded.name);
     if loaded.engine.is_closed() {
-        return Err(ApiError::unavailable("draining", "the server is shutting down"));
+        return Err(ApiError::draining());
     }
     let expected = loaded.engine.expect();
     let timeout = request.timeout_ms.map(Duration::from_millis).or(app.default_timeout);

@@ -48,20 +48,31 @@ pub(crate) fn router(app: Arc<App>) -> anyhow::Result<Router> {
     Ok(routes.into_axum_router().layer(from_fn_with_state(app, gate::gate)))
 }
 
-/// Health is what `GET /ready` says.
-async fn report(app: Weak<App>, reporter: HealthReporter) {
+/// What health is asked of.
+const SERVICES: [&str; 2] = ["", "qrm.v1.RewardService"];
+
+/// Health is what `GET /ready` says, until the last accepted work is done: then no more of it comes to who watches, and the
+/// server need not wait for him.
+async fn report(app: Weak<App>, mut reporter: HealthReporter) {
     let mut last = None;
     while let Some(app) = app.upgrade() {
         let now = match app.models.ready() {
             Ok(()) => ServingStatus::Serving,
             Err(_) => ServingStatus::NotServing,
         };
+        let is_over = app.models.is_closed() && !app.models.is_busy();
         drop(app);
         if last.replace(now) != Some(now) {
-            for service in ["", "qrm.v1.RewardService"] {
+            for service in SERVICES {
                 reporter.set_service_status(service, now).await;
             }
         }
+        if is_over {
+            break;
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for service in SERVICES {
+        reporter.clear_service_status(service).await;
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt, unfold};
@@ -24,6 +24,8 @@ use crate::api::{App, scoring};
 
 /// Inputs of one stream that are at work: enough to fill batches, few enough that streams do not fill the queue.
 const AT_ONCE: usize = 1024;
+/// Between looks at whether the server is draining.
+const LOOK: Duration = Duration::from_millis(100);
 
 struct Scoring {
     app: Arc<App>,
@@ -111,6 +113,7 @@ impl Scoring {
             tokio::select! {
                 Some(parts) = self.at_work.next() => self.take(parts),
                 message = self.incoming.message(), if may_read => self.begin(message?)?,
+                () = closed(&self.app), if self.at_work.is_empty() => return Err(ApiError::draining().into()),
                 () = until(idle) => return Err(Status::cancelled("nothing came for too long")),
             }
         }
@@ -162,10 +165,17 @@ impl Scoring {
 }
 
 /// After that time, or never.
-async fn until(time: Option<std::time::Duration>) {
+async fn until(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Until no new work is taken.
+async fn closed(app: &App) {
+    while !app.models.is_closed() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
