@@ -181,6 +181,14 @@ fn bodies_are_refused_before_they_fill_the_memory() {
     }
     let answer = to_end(hold(1_000_000)).0;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "{answer}");
+    // Who is in the middle of his body when there is no more room can send the rest, and then read why.
+    let mut late = hold(600_000);
+    std::thread::sleep(SECOND / 2);
+    late.write_all(&[b' '; 200_000]).expect("sent");
+    std::thread::sleep(SECOND / 10);
+    late.write_all(&[b' '; 200_000]).expect("the connection is still there");
+    let answer = to_end(late).0;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     client.rewards(&Rng::new(4).request(2)).ok(); // a small one still fits
     drop(held);
     let start = Instant::now();

@@ -26,7 +26,7 @@ pub(crate) async fn linger(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let body = Shared(Arc::new(Mutex::new(body)));
     let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
-    if response.status().is_client_error() {
+    if response.status().is_client_error() || response.status().is_server_error() {
         let _ = tokio::time::timeout(MOST, body.discard()).await;
     }
     response
