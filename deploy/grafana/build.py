@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent / "dashboards"
 # What every query of a rate looks back over.
 RATE = "[$__rate_interval]"
-FAILED = 'status=~"5..|Internal|Unavailable|DataLoss|Unknown|Unimplemented"'
+FAILED = 'status=~"500|Internal|DataLoss|Unknown"'
 
 
 def rate(metric, labels=""):

@@ -28,7 +28,7 @@ pub(crate) struct Metrics {
     drifts: Drifts,
     /// `qrm_requests_total{route, dialect, model, status, key}`
     requests: IntCounterVec,
-    /// `qrm_request_seconds{route}`
+    /// `qrm_request_seconds{route, dialect}`
     request_seconds: HistogramVec,
     /// `qrm_requests_in_flight{route}`
     in_flight: IntGaugeVec,
@@ -115,7 +115,7 @@ impl Metrics {
         let request_seconds = HistogramVec::new(
             HistogramOpts::new("qrm_request_seconds", "From a request's head to its answer.")
                 .buckets(SECONDS.to_vec()),
-            &["route"],
+            &["route", "dialect"],
         )?;
         registry.register(Box::new(request_seconds.clone()))?;
         Ok(Self {
@@ -233,9 +233,10 @@ impl InFlight {
     /// Counts it as answered. Gives how long it took.
     pub(crate) fn end(self, route: &str, seen: &Seen, status: &str) -> Duration {
         let time = self.start.elapsed();
-        let labels = [route, dialect(route), seen.model(), status, seen.key()];
+        let dialect = dialect(route);
+        let labels = [route, dialect, seen.model(), status, seen.key()];
         self.metrics.requests.with_label_values(&labels).inc();
-        self.metrics.request_seconds.with_label_values(&[route]).observe(time.as_secs_f64());
+        self.metrics.request_seconds.with_label_values(&[route, dialect]).observe(time.as_secs_f64());
         time
     }
 }
