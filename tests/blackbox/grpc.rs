@@ -330,6 +330,12 @@ async fn a_stream_answers_every_input() {
     let first = ScoreStreamRequest { options: Some(options), input: None };
     let answers = client.score_stream(iter([first])).await.expect("a stream").into_inner();
     assert_eq!(read(answers).await.3.expect_err("no").code(), Code::InvalidArgument);
+    // Each counts as what it ended in.
+    let metrics = http.get("/metrics").ok();
+    for status in ["Ok", "InvalidArgument"] {
+        let series = format!(r#"route="/qrm.v1.RewardService/ScoreStream",status="{status}"}} 1"#);
+        assert!(metrics.as_str().is_some_and(|text| text.contains(&series)), "{series}: {metrics}");
+    }
     server.assert_quiet();
 }
 

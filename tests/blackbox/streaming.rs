@@ -64,6 +64,7 @@ fn lines_come_early_and_stop_with_the_client() {
     let first: Value = serde_json::from_str(&read.next().expect("a line")).expect("JSON");
     assert_eq!(first["rewards"].as_array().map(Vec::len), Some(400));
     assert!(client.metric("qrm_queue_requests") > 0.0, "the first line came with the last");
+    assert_eq!(client.metric(r#"qrm_requests_in_flight{route="/v1/rewards"}"#), 1.0, "it is at work");
     drop(read);
     drop(stream);
     let start = Instant::now();
@@ -71,6 +72,7 @@ fn lines_come_early_and_stop_with_the_client() {
         assert!(start.elapsed() < Duration::from_secs(20), "the work of a client that is gone goes on");
         std::thread::sleep(Duration::from_millis(10));
     }
+    assert_eq!(client.metric(r#"qrm_requests_in_flight{route="/v1/rewards"}"#), 0.0);
     let computed = client.metric("qrm_computed_tokens_total") - before;
     assert!(computed < 400.0 * 500.0 / 2.0, "{computed} tokens were computed for nobody");
     server.assert_quiet();
@@ -95,4 +97,10 @@ fn an_error_under_way_is_the_last_line() {
     assert_eq!(late.last().expect("a line")["error"]["code"], "deadline_exceeded");
     assert!(late.len() < 200);
     assert_eq!(lines(&client, &request(&[5])).len(), 2);
+    // Each counts as what it ended in.
+    let metrics = client.get("/metrics").ok();
+    for status in [500, 504, 200] {
+        let series = format!(r#"route="/v1/rewards",status="{status}"}} 1"#);
+        assert!(metrics.as_str().is_some_and(|text| text.contains(&series)), "{series}: {metrics}");
+    }
 }

@@ -9,14 +9,15 @@
 //! - [`error`]: every refusal in one shape.
 //! - `json`: bodies in. `count`: of how many trajectories. [`intake`]: how much of them, how slowly. `off_thread`: large ones
 //!   do not hold up the others.
-//! - [`auth`]: who asks. `observe`: one log line, count and span per request, [`seen`]: of what, [`request_id`]: by which
-//!   name.
+//! - [`auth`]: who asks. `observe`: one log line, count and span per request, `ending`: at its end, [`seen`]: of what,
+//!   [`request_id`]: by which name.
 //! - `linger`: a refusal reaches the client.
 
 mod admin;
 pub(crate) mod auth;
 mod count;
 mod dialects;
+mod ending;
 pub(crate) mod error;
 pub(crate) mod grpc;
 #[cfg(test)]

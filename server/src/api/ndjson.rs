@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::error::ApiError;
 use super::intake::Held;
+use super::seen::Seen;
 use crate::engine::Ticket;
 use crate::models::Loaded;
 use crate::request::answer::Pending;
@@ -34,6 +35,8 @@ pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
 
 /// An answer on its way.
 pub(crate) struct Lines {
+    /// For its count, should it fail.
+    pub(crate) seen: Seen,
     pub(crate) parts: UnboundedReceiver<(usize, TokenScores)>,
     pub(crate) ticket: Ticket,
     pub(crate) pending: Pending,
@@ -70,22 +73,28 @@ impl Lines {
                 (line(&datum), Some(self))
             }
             Ok(None) => (self.end(rewards).await, None),
-            Err(_) => (line(&ErrorBody::from(ApiError::deadline())), None),
+            Err(_) => (failure(&self.seen, ApiError::deadline()), None),
         }
     }
 
     async fn end(self, rewards: &[f32]) -> Bytes {
-        let Self { ticket, pending, loaded, tokenize, held, .. } = self;
+        let Self { seen, ticket, pending, loaded, tokenize, held, .. } = self;
         let line = match ticket.answer().await {
             Ok(output) => {
                 let stats = Stats::of(rewards.iter());
                 line(&pending.closing(&output, &stats, &loaded.model, &loaded.name, tokenize))
             }
-            Err(error) => line(&ErrorBody::from(ApiError::from(error))),
+            Err(error) => failure(&seen, error.into()),
         };
         drop(held);
         line
     }
+}
+
+/// A last line that is an error.
+fn failure(seen: &Seen, error: ApiError) -> Bytes {
+    seen.has_failed(error.status());
+    line(&ErrorBody::from(error))
 }
 
 /// Floats are finite and keys are strings, so nothing here has no JSON.

@@ -9,9 +9,9 @@ use axum::response::Response;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use super::App;
 use super::request_id::{self, REQUEST_ID};
 use super::seen::Seen;
+use super::{App, ending};
 use crate::telemetry::{SPAN, otlp};
 
 pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -26,11 +26,13 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let mut response = next.run(request).instrument(span.clone()).await;
     response.headers_mut().insert(REQUEST_ID, id.clone());
     let status = response.status();
-    let time = in_flight.end(&route, &seen, status.as_str());
-    let (status, model, id) = (status.as_u16(), seen.model(), id.to_str().unwrap_or_default());
-    close(&span, &status.to_string(), model, status >= 500);
-    tracing::info!(%method, route, status, model, id, ms = time.as_micros() as f64 / 1e3, "request");
-    response
+    ending::at_end(response, move |_| {
+        let status = seen.failure().unwrap_or(status);
+        let time = in_flight.end(&route, &seen, status.as_str());
+        let (status, model, id) = (status.as_u16(), seen.model(), id.to_str().unwrap_or_default());
+        close(&span, &status.to_string(), model, status >= 500);
+        tracing::info!(%method, route, status, model, id, ms = time.as_micros() as f64 / 1e3, "request");
+    })
 }
 
 /// A request's place in its client's trace. Named as OpenTelemetry's conventions have it.

@@ -12,6 +12,7 @@ use super::auth::Client;
 use super::error::ApiError;
 use super::intake::Held;
 use super::ndjson::Lines;
+use super::seen::Seen;
 use super::{App, off_thread};
 use crate::engine::queue::{Preparing, Refused};
 use crate::engine::{Engine, Terms, Ticket};
@@ -25,6 +26,7 @@ const BYTES_PER_TOKEN: usize = 16;
 
 /// A request that is read and not yet queued.
 pub(crate) struct Read {
+    seen: Seen,
     loaded: Arc<Loaded>,
     trajectories: Vec<Trajectory>,
     pending: Pending,
@@ -59,7 +61,7 @@ pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> 
         let tokens: usize = trajectories.iter().map(Trajectory::len).sum();
         app.metrics.key_tokens.with_label_values(&[&*client.name]).inc_by(tokens as u64);
     }
-    Ok(Read { loaded, trajectories, pending, terms, tokenize, expected })
+    Ok(Read { seen: client.seen, loaded, trajectories, pending, terms, tokenize, expected })
 }
 
 impl Read {
@@ -79,7 +81,7 @@ impl Read {
     }
 
     fn queue(self, app: &App) -> Result<Queued, ApiError> {
-        let Self { loaded, trajectories, pending, terms, tokenize, expected: _expected } = self;
+        let Self { loaded, trajectories, pending, terms, tokenize, expected: _expected, .. } = self;
         let deadline = terms.deadline;
         let ticket = loaded.engine.submit(trajectories, terms).map_err(refused(app, &loaded.engine))?;
         Ok(Queued { loaded, ticket, pending, tokenize, deadline })
@@ -87,7 +89,7 @@ impl Read {
 
     /// The same, but waits for a place in the queue: for fronts that let their clients wait.
     pub(crate) async fn queue_in_turn(self, app: &App) -> Result<Queued, ApiError> {
-        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
+        let Self { loaded, trajectories, pending, terms, tokenize, expected, .. } = self;
         let (engine, deadline) = (&loaded.engine, terms.deadline);
         let tokens = trajectories.iter().map(Trajectory::len).sum();
         let mut expected = Some(expected);
@@ -115,7 +117,7 @@ impl Read {
 
     /// Queues; each trajectory is a line when it is scored. `held` is the body's share of what all may hold.
     pub(crate) fn lines(self, app: &App, held: Held) -> Result<Lines, ApiError> {
-        let Self { loaded, trajectories, pending, terms, tokenize, expected } = self;
+        let Self { seen, loaded, trajectories, pending, terms, tokenize, expected } = self;
         if !pending.is_separable() {
             return Err(ApiError::needs_all_rewards());
         }
@@ -123,7 +125,7 @@ impl Read {
         let queued = loaded.engine.stream(trajectories, terms);
         let (ticket, parts) = queued.map_err(refused(app, &loaded.engine))?;
         drop(expected);
-        Ok(Lines { parts, ticket, pending, loaded, tokenize, deadline, held })
+        Ok(Lines { seen, parts, ticket, pending, loaded, tokenize, deadline, held })
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use axum::http::StatusCode;
+
 /// Goes with the request; written once each by what finds it out.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen(Arc<Found>);
@@ -10,6 +12,7 @@ pub(crate) struct Seen(Arc<Found>);
 struct Found {
     key: OnceLock<Arc<str>>,
     model: OnceLock<Arc<str>>,
+    failure: OnceLock<StatusCode>,
 }
 
 impl Seen {
@@ -21,6 +24,16 @@ impl Seen {
     /// Which model it is for; one that is served.
     pub(crate) fn is_for(&self, model: &Arc<str>) {
         let _ = self.0.model.set(model.clone());
+    }
+
+    /// What it failed with once its answer had begun.
+    pub(crate) fn has_failed(&self, status: StatusCode) {
+        let _ = self.0.failure.set(status);
+    }
+
+    /// The status of that.
+    pub(crate) fn failure(&self) -> Option<StatusCode> {
+        self.0.failure.get().copied()
     }
 
     /// Name of the key; empty without one.

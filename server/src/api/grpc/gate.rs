@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use crate::api::App;
 use crate::api::auth;
+use crate::api::ending;
 use crate::api::error::ApiError;
 use crate::api::intake::Unread;
 use crate::api::observe;
@@ -52,14 +53,16 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let mut response = called.instrument(span.clone()).await;
     response.headers_mut().insert(REQUEST_ID, id.clone());
     // A call that ends well, and a stream however it ends, says so after its messages.
-    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-    let status = format!("{code:?}");
-    let time = in_flight.end(method, &seen, &status);
-    let (model, id) = (seen.model(), id.to_str().unwrap_or_default());
-    let failed = matches!(code, Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable);
-    observe::close(&span, &status, model, failed);
-    tracing::info!(route = method, status, model, id, ms = time.as_micros() as f64 / 1e3, "call");
-    response
+    let refusal = Status::from_header_map(response.headers());
+    ending::at_end(response, move |trailers| {
+        let code = trailers.and_then(Status::from_header_map).or(refusal).map_or(Code::Ok, |s| s.code());
+        let status = format!("{code:?}");
+        let time = in_flight.end(method, &seen, &status);
+        let (model, id) = (seen.model(), id.to_str().unwrap_or_default());
+        let failed = matches!(code, Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable);
+        observe::close(&span, &status, model, failed);
+        tracing::info!(route = method, status, model, id, ms = time.as_micros() as f64 / 1e3, "call");
+    })
 }
 
 async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request, ApiError> {
