@@ -1,5 +1,6 @@
 //! The gRPC port: the same service, and trajectories as they come.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -336,6 +337,29 @@ async fn a_stream_answers_every_input() {
         let series = format!(r#"route="/qrm.v1.RewardService/ScoreStream",status="{status}"}} 1"#);
         assert!(metrics.as_str().is_some_and(|text| text.contains(&series)), "{series}: {metrics}");
     }
+    server.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_told_when_too_much_is_being_read() {
+    let limits = ["--max-body-bytes", "200000", "--max-request-bytes", "200000"];
+    let server = Server::start(&fixture("qwen2"), &limits);
+    // Half of a body over HTTP holds most of what there is.
+    let mut half = std::net::TcpStream::connect(server.address()).expect("connects");
+    let head =
+        "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 199000";
+    write!(half, "{head}\r\n\r\n{}", " ".repeat(150_000)).expect("sent");
+    let (http, start) = (server.client(), Instant::now());
+    while http.metric("qrm_request_bytes") < 150_000.0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "not read");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let input =
+        Input { id: "x".repeat(100_000), context: Some(Context::Prompt("2".into())), ..Input::default() };
+    let message = ScoreStreamRequest { options: None, input: Some(input) };
+    let answers = connect(&server).await.score_stream(iter([message])).await.expect("a stream");
+    let refused = read(answers.into_inner()).await.3.expect_err("too much");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     server.assert_quiet();
 }
 

@@ -11,6 +11,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use tokio::time::Instant;
+use tonic::Status;
 
 /// Bytes per second that a body needs, once its first time is up, to be waited for.
 const SLOWEST: f64 = 16_384.0;
@@ -121,7 +122,9 @@ impl HttpBody for Metered {
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
             let mut held = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
             if held.grow(data.len()).is_err() {
-                return Poll::Ready(Some(Err(axum::Error::new("too much is being read"))));
+                // What reads it is gRPC, which looks for a status among an error's causes.
+                let full = Status::resource_exhausted("too much is being read");
+                return Poll::Ready(Some(Err(axum::Error::new(full))));
             }
         }
         Poll::Ready(frame.map(Ok))
