@@ -37,8 +37,18 @@ pub(crate) struct Read {
 
 /// Checks and tokenises a client's request.
 pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> Result<Read, ApiError> {
-    let arrived = Instant::now();
     let loaded = app.served(request.model.as_deref())?.current();
+    read_for(app, client, request, loaded).await
+}
+
+/// The same for the checkpoint whose tokens the request already is: another may be served by now.
+pub(crate) async fn read_for(
+    app: &App,
+    client: Client,
+    request: RewardsRequest,
+    loaded: Arc<Loaded>,
+) -> Result<Read, ApiError> {
+    let arrived = Instant::now();
     client.seen.is_for(&loaded.name);
     if loaded.engine.is_closed() {
         return Err(ApiError::draining());

@@ -117,11 +117,12 @@ async fn score<D: Serialize>(
     request: Texts,
     shape: impl FnOnce(RewardsResponse, usize) -> List<D> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let model = app.served(request.model.as_deref())?.current().model.clone();
+    let loaded = app.served(request.model.as_deref())?.current();
+    let model = loaded.model.clone();
     let unread = model.min_prompt_tokens();
     let request = tokio::task::spawn_blocking(move || native(request, &model)).await;
     let request = request.map_err(|_| ApiError::internal("the request could not be read"))??;
-    let read = scoring::read(&app, client, request).await?;
+    let read = scoring::read_for(&app, client, request, loaded).await?;
     read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
 }
 
