@@ -208,12 +208,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "QRM_DRAIN_TIMEOUT", default_value = "60", value_parser = seconds)]
     pub(crate) drain_timeout: Duration,
     /// File of API keys, `KEY` or `NAME KEY` a line; blank lines and lines starting with # do not count. Read again when it
-    /// changes.
+    /// changes. Or keys in `QRM_API_KEYS`, comma-separated. The key of `POST /admin/reload` is in `QRM_ADMIN_KEY`; without one
+    /// the route is closed.
     #[arg(long, env = "QRM_API_KEY_FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
-    /// Key of `POST /admin/reload`; without one the route is closed. SIGHUP reloads too.
-    #[arg(long, env = "QRM_ADMIN_KEY", hide_env_values = true)]
-    pub(crate) admin_key: Option<String>,
     /// The server's certificate chain, PEM: with it both ports speak TLS. Read again when it changes.
     #[arg(long, env = "QRM_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,

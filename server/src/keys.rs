@@ -23,16 +23,18 @@ struct Key {
 }
 
 impl Keys {
-    /// From the file, else from `QRM_API_KEYS` (comma-separated). A configured source without a key is an error:
-    /// an empty file must not open the service.
-    pub(crate) fn load(file: Option<&Path>, admin: Option<&str>) -> anyhow::Result<Self> {
-        anyhow::ensure!(admin != Some(""), "the admin key is empty");
+    /// From the file, else from `QRM_API_KEYS` (comma-separated); the admin's from `QRM_ADMIN_KEY`. Never from a flag, which
+    /// every user of the machine can read. A configured source without a key is an error: an empty file must not open the
+    /// service.
+    pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let admin = std::env::var("QRM_ADMIN_KEY").ok();
+        anyhow::ensure!(admin.as_deref() != Some(""), "QRM_ADMIN_KEY is empty");
         let clients = match (file, std::env::var("QRM_API_KEYS")) {
             (Some(file), _) => read(file)?,
             (None, Ok(text)) => parse(&text.replace(',', "\n")).context("QRM_API_KEYS")?,
             (None, Err(_)) => Vec::new(),
         };
-        let (file, admin) = (file.map(Path::to_owned), admin.map(str::to_owned));
+        let file = file.map(Path::to_owned);
         Ok(Self { file, clients: RwLock::new(clients), admin })
     }
 
@@ -107,7 +109,7 @@ mod tests {
     fn reads_names_and_keys() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "# team\nalice  one\n\ntwo\n").expect("written");
-        let keys = Keys::load(Some(file.path()), None).expect("good keys");
+        let keys = Keys::load(Some(file.path())).expect("good keys");
         assert_eq!(names(&keys), ["alice", "key-2"]);
         assert_eq!(keys.name_of("one").as_deref(), Some("alice"));
         assert_eq!(keys.name_of("two").as_deref(), Some("key-2"));
@@ -121,7 +123,7 @@ mod tests {
     fn a_bad_file_changes_nothing() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "alice one").expect("written");
-        let keys = Keys::load(Some(file.path()), None).expect("good keys");
+        let keys = Keys::load(Some(file.path())).expect("good keys");
         for bad in ["", "# nobody", "a b c", "alice one\nalice two", "alice one\nbob one"] {
             std::fs::write(file.path(), bad).expect("written");
             assert!(keys.reload().is_err(), "{bad:?}");

@@ -28,7 +28,7 @@ const LAST: Duration = Duration::from_secs(5);
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let keys = Keys::load(args.api_key_file.as_deref(), args.admin_key.as_deref())?;
+    let keys = Keys::load(args.api_key_file.as_deref())?;
     let tls = args.tls().map(Tls::load).transpose()?.map(Arc::new);
     let metrics = Metrics::new()?;
     let limits = args.engine.limits(args.max_queue_tokens, args.max_queue_requests);

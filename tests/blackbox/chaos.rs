@@ -286,11 +286,12 @@ fn every_request_has_one_right_end_and_leaves_nothing() {
     poisoned("qwen2-peaked", checkpoints[1]);
     let truth = Truth::of(&checkpoints);
     let flags = [
-        &["--admin-key", "admin", "--idle-timeout", "2", "--stall-timeout", "2"][..],
+        &["--idle-timeout", "2", "--stall-timeout", "2"][..],
         &["--max-body-bytes", "2000000", "--max-queue-tokens", "60000", "--max-queue-requests", "20"],
         &["--prefix-cache-mib", "1"],
     ];
-    let server = Server::start(checkpoints[0].to_str().expect("UTF-8"), &flags.concat());
+    let first = checkpoints[0].to_str().expect("UTF-8");
+    let server = Server::start_with(first, &flags.concat(), &[("QRM_ADMIN_KEY", "admin")]);
     let seen = Seen::default();
     let (left, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let run = |requests: usize, seed: u64| {

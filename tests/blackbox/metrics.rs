@@ -17,7 +17,7 @@ fn value(text: &str, series: &str) -> f64 {
 /// Names with their types, as the server says and as the table does.
 #[test]
 fn every_metric_is_in_the_table() {
-    let server = Server::start(&fixture("qwen2"), &["--admin-key", "admin"]);
+    let server = Server::start_with(&fixture("qwen2"), &[], &[("QRM_ADMIN_KEY", "admin")]);
     let client = server.client();
     client.rewards(&Rng::new(1).request(3)).ok();
     assert_eq!(client.with_key("admin").post("/admin/reload", &json!({})).status, 200);
@@ -119,7 +119,7 @@ fn a_reload_shows() {
     };
     copy("qwen2");
     let path = dir.path().to_str().expect("UTF-8");
-    let server = Server::start(&format!("policy={path}"), &["--admin-key", "admin"]);
+    let server = Server::start_with(&format!("policy={path}"), &[], &[("QRM_ADMIN_KEY", "admin")]);
     let version = || server.client().get("/info").ok()["model_version"].clone();
     let info = |version: &Value| {
         let version = version.as_str().expect("a version");

@@ -53,7 +53,7 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
     let work = tempfile::tempdir().expect("a directory");
     write("qwen2", work.path());
     let path = work.path().to_str().expect("UTF-8");
-    let server = Server::start(path, &["--admin-key", "secret"]);
+    let server = Server::start_with(path, &[], &[("QRM_ADMIN_KEY", "secret")]);
     let (client, admin) = (server.client(), server.client().with_key("secret"));
     let request = Rng::new(2).request(1);
     let (old, old_rewards) = rewards(&client, &request);
@@ -98,7 +98,8 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
 fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
     let work = tempfile::tempdir().expect("a directory");
     write("qwen2", work.path());
-    let server = Server::start(work.path().to_str().expect("UTF-8"), &["--admin-key", "k", "--threads", "1"]);
+    let path = work.path().to_str().expect("UTF-8");
+    let server = Server::start_with(path, &["--threads", "1"], &[("QRM_ADMIN_KEY", "k")]);
     let client = server.client();
     let mut rng = Rng::new(3);
     let bulk = json!({"inputs": (0..300).map(|_| rng.input(60, 300)).collect::<Vec<_>>()});

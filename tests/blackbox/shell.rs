@@ -31,6 +31,14 @@ fn shells_and_man_know_the_flags() {
     assert!(text.contains(".TH qrm") && text.contains("max\\-queue\\-tokens"), "{text}");
 }
 
+/// Every user of the machine can read a process's flags.
+#[test]
+fn no_key_is_a_flag() {
+    for flag in ["--admin-key", "--api-key", "--api-keys"] {
+        assert_eq!(run(&["serve", flag, "secret"]).status.code(), Some(2), "{flag}");
+    }
+}
+
 #[test]
 fn a_plan_is_measured_or_told() {
     let model = fixture("qwen2");

@@ -24,11 +24,21 @@ impl Server {
         Self::start_without_model(&[&["--model", model], flags].concat())
     }
 
+    /// The same with environment variables of its own.
+    pub fn start_with(model: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn(&[&["--model", model], flags].concat(), variables)
+    }
+
     /// The same without a model of its own, unless the flags name one.
     pub fn start_without_model(flags: &[&str]) -> Self {
+        Self::spawn(flags, &[])
+    }
+
+    fn spawn(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut child = Command::new(binary())
             .args(["--port", "0", "--grpc-port", "0", "--log-format", "json"])
             .args(flags)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the server starts");
