@@ -39,7 +39,7 @@ OLDEST, IMAGE_VOLUMES, NEWEST = "1.30", "1.33", "1.37"
 # A key is no flag.
 KEYS = {"QRM_ADMIN_KEY"}
 # Flags that the chart sets from values of its own.
-OWN = {"model", "port", "grpc-port", "drain-timeout", "api-key-file", "tls-cert", "tls-key", "tls-client-ca"}
+OWN = {"model", "port", "grpc-port", "drain-timeout", "api-key-file", "otlp-endpoint", "tls-cert", "tls-key", "tls-client-ca"}
 
 
 def tools() -> None:

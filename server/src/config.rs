@@ -12,7 +12,7 @@ use crate::device::{Devices, Dtype, Wanted};
 use crate::engine::Limits;
 use crate::model;
 use crate::plan;
-use crate::telemetry::otlp::Endpoint;
+use crate::telemetry::otlp::Traces;
 use crate::tls::TlsFiles;
 
 /// Token-reward scoring server: one reward per response token, from a Q-RM checkpoint.
@@ -86,9 +86,9 @@ impl Cli {
     }
 
     /// How it is told what happens.
-    pub(crate) fn telemetry(&self) -> (LogFormat, Option<&Endpoint>) {
+    pub(crate) fn telemetry(&self) -> (LogFormat, Option<&Traces>) {
         match &self.command {
-            Command::Serve(args) => (args.log_format, args.traces.as_ref()),
+            Command::Serve(args) => (args.log_format, Some(&args.traces)),
             _ => (LogFormat::Text, None),
         }
     }
@@ -225,7 +225,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "QRM_CORS_ORIGIN", value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
     #[command(flatten)]
-    pub(crate) traces: Option<Endpoint>,
+    pub(crate) traces: Traces,
     /// Form of the log on stderr.
     #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,

@@ -159,7 +159,7 @@ fn nothing_is_lost_at_the_end() {
     let runtime = runtime.expect("a runtime");
     let collector = Collector::default();
     let endpoint = format!("http://{}", collector.start(&runtime));
-    let mut server = Server::start(&fixture("qwen2"), &["--otlp-endpoint", &endpoint]);
+    let mut server = Server::start_with(&fixture("qwen2"), &[], &[("QRM_OTLP_ENDPOINT", &endpoint)]);
     let (trace, header) = context(0xd4, true);
     let body = Rng::new(1).request(2).to_string();
     let headers = [("content-type", "application/json"), ("traceparent", header.as_str())];
@@ -168,8 +168,12 @@ fn nothing_is_lost_at_the_end() {
     assert!(server.wait(Duration::from_secs(30)).success());
     collector.trace(&trace, "POST /v1/rewards");
 
-    let mut alone = Server::start(&fixture("qwen2"), &["--otlp-endpoint", "http://127.0.0.1:9"]);
-    assert_eq!(alone.client().rewards(&Rng::new(1).request(2)).status, 200);
-    alone.terminate();
-    assert!(alone.wait(Duration::from_secs(60)).success());
+    // A collector that is not there, named by either variable; a share of nothing.
+    for variable in ["QRM_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "QRM_OTLP_SHARE"] {
+        let value = if variable == "QRM_OTLP_SHARE" { "0.5" } else { "http://127.0.0.1:9" };
+        let mut alone = Server::start_with(&fixture("qwen2"), &[], &[(variable, value)]);
+        assert_eq!(alone.client().rewards(&Rng::new(1).request(2)).status, 200);
+        alone.terminate();
+        assert!(alone.wait(Duration::from_secs(60)).success());
+    }
 }

@@ -15,19 +15,18 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
-use otlp::{Endpoint, Export};
+use otlp::{Export, Traces};
 
 /// The target of spans.
 pub(crate) const SPAN: &str = "qrm::trace";
 
 /// Starts logs, and traces where they have somewhere to go. Called once, before anything else; what it gives is dropped last.
-pub(crate) fn init(format: LogFormat, traces: Option<&Endpoint>) -> anyhow::Result<Option<Export>> {
+pub(crate) fn init(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<Option<Export>> {
     let registry = tracing_subscriber::registry();
-    let Some(endpoint) = traces else {
+    let Some((export, tracer)) = traces.map(Export::start).transpose()?.flatten() else {
         registry.with(logs(format)).init();
         return Ok(None);
     };
-    let (export, tracer) = Export::start(endpoint)?;
     let spans = Targets::new().with_target(SPAN, tracing::Level::INFO);
     let traces = tracing_opentelemetry::layer().with_tracer(tracer).with_filter(spans);
     registry.with(traces).with(logs(format)).init();

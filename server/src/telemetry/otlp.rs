@@ -12,20 +12,23 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Where traces go.
+/// Where traces go, and how many.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Endpoint {
-    /// Where traces go, OTLP over gRPC (`http://host:4317`).
-    #[arg(
-        id = "otlp_endpoint",
-        long = "otlp-endpoint",
-        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
-        required = false
-    )]
-    url: String,
+pub(crate) struct Traces {
+    /// Where traces go, OTLP over gRPC (`http://host:4317`); default: `OTEL_EXPORTER_OTLP_ENDPOINT`, else nowhere.
+    #[arg(id = "otlp_endpoint", long = "otlp-endpoint", env = "QRM_OTLP_ENDPOINT")]
+    endpoint: Option<String>,
     /// Share of the requests that are traced, of those that do not say themselves (`traceparent`).
     #[arg(long = "otlp-share", env = "QRM_OTLP_SHARE", default_value_t = 1.0)]
     share: f64,
+}
+
+impl Traces {
+    /// None: nowhere. An empty one is none, as OpenTelemetry has it.
+    fn endpoint(&self) -> Option<String> {
+        let given = self.endpoint.clone().filter(|url| !url.is_empty());
+        given.or_else(|| std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok()).filter(|url| !url.is_empty())
+    }
 }
 
 /// Sends what is left when dropped.
@@ -36,19 +39,20 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    /// A tracer whose spans are sent.
-    pub(super) fn start(endpoint: &Endpoint) -> anyhow::Result<(Self, SdkTracer)> {
+    /// A tracer whose spans are sent, if they have somewhere to go.
+    pub(super) fn start(traces: &Traces) -> anyhow::Result<Option<(Self, SdkTracer)>> {
+        let Some(endpoint) = traces.endpoint() else { return Ok(None) };
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
         let within = runtime.enter();
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(&endpoint.url).build()?;
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
         drop(within);
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(endpoint.share)));
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(traces.share)));
         let resource = Resource::builder().with_service_name("qrm-server").build();
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
         let provider = provider.with_sampler(sampler).with_resource(resource).build();
         let tracer = provider.tracer("qrm-server");
-        Ok((Self { provider, _runtime: runtime }, tracer))
+        Ok(Some((Self { provider, _runtime: runtime }, tracer)))
     }
 }
 
