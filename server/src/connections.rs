@@ -125,7 +125,7 @@ async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     tokio::select! {
         _ = watcher.watch(http(stream, peer, router, &requests)) => {} // its end is the client's affair
         () = requests.none_for(patience.idle) => tracing::debug!(%peer, "closed: nothing happens"),
-        () = requests.untaken_for(patience.write) => tracing::debug!(%peer, "closed: an answer is not taken"),
+        () = requests.untaken_for(patience.write) => tracing::debug!(%peer, "closed: no answer is taken"),
     }
 }
 
@@ -197,12 +197,15 @@ impl Requests {
         }
     }
 
-    /// Until an answer was not taken for that long. (A connection into which nothing can be written breaks by itself; one
-    /// of HTTP/2 can be written into while an answer may not.)
+    /// Until none of the requests at work did anything for that long but wait for the client to take their answers. (A
+    /// connection into which nothing can be written breaks by itself; one of HTTP/2 can be written into while answers may
+    /// not. One answer that is not taken does not end the others.)
     async fn untaken_for(&self, time: Duration) {
         loop {
             tokio::time::sleep(time / 4).await;
-            if self.untaken().values().any(|since| since.elapsed() > time) {
+            let untaken = self.untaken();
+            let is_all = !untaken.is_empty() && untaken.len() == *self.0.at_work.borrow();
+            if is_all && untaken.values().all(|since| since.elapsed() > time) {
                 return;
             }
         }
@@ -270,5 +273,28 @@ impl HttpBody for Answer {
             hint.set_upper(upper + rest);
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_answer_that_is_not_taken_does_not_end_the_others() {
+        let requests = Requests::default();
+        let wait = || {
+            let untaken = requests.untaken_for(Duration::from_millis(20));
+            tokio::time::timeout(Duration::from_millis(200), untaken)
+        };
+        assert!(wait().await.is_err(), "nothing is at work");
+        let (stalled, computing) = (requests.begin(), requests.begin());
+        requests.untaken().insert(stalled.id, Instant::now());
+        assert!(wait().await.is_err(), "the other is being computed");
+        requests.untaken().insert(computing.id, Instant::now());
+        assert!(wait().await.is_ok(), "neither is taken");
+        requests.untaken().remove(&computing.id);
+        drop(computing);
+        assert!(wait().await.is_ok(), "there is no other");
     }
 }
