@@ -270,7 +270,7 @@ fn settle(server: &Server) -> [usize; 4] {
         if is_idle {
             return state;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "does not settle: {state:?} {}", {
+        assert!(start.elapsed() < Duration::from_secs(60), "does not settle: {state:?} {}", {
             client.get("/metrics").ok()
         });
         std::thread::sleep(Duration::from_millis(100));
@@ -286,7 +286,7 @@ fn every_request_has_one_right_end_and_leaves_nothing() {
     poisoned("qwen2-peaked", checkpoints[1]);
     let truth = Truth::of(&checkpoints);
     let flags = [
-        &["--idle-timeout", "2", "--stall-timeout", "2"][..],
+        &["--idle-timeout", "8", "--stall-timeout", "8"][..],
         &["--max-body-bytes", "2000000", "--max-queue-tokens", "60000", "--max-queue-requests", "20"],
         &["--prefix-cache-mib", "1"],
     ];
@@ -337,8 +337,9 @@ fn every_request_has_one_right_end_and_leaves_nothing() {
     let ends = seen.iter().filter(|(what, _)| !reloads.contains(what)).map(|(_, n)| n).sum::<usize>();
     assert_eq!(ends, requests);
     assert!(after[0] <= before[0] + 2 && after[1] <= before[1] + 1 && after[2] <= before[2] + 6);
-    // A short run has not yet used all that the allocator will keep.
-    assert!(requests < 10_000 || after[3] <= before[3] + 60, "memory grew: {before:?} {after:?}");
+    // A short run has not yet used all that the allocator will keep: of it only a great leak shows.
+    let most = if requests < 10_000 { 250 } else { 60 };
+    assert!(after[3] <= before[3] + most, "memory grew: {before:?} {after:?}");
     let client = server.client();
     client.get("/ready").ok();
     assert_eq!(client.metric("qrm_worker_restarts_total"), 0.0);

@@ -349,11 +349,7 @@ async fn a_stream_is_told_when_too_much_is_being_read() {
     let head =
         "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 199000";
     write!(half, "{head}\r\n\r\n{}", " ".repeat(150_000)).expect("sent");
-    let (http, start) = (server.client(), Instant::now());
-    while http.metric("qrm_request_bytes") < 150_000.0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "not read");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    server.client().until("qrm_request_bytes", |held| held >= 150_000.0);
     let input =
         Input { id: "x".repeat(100_000), context: Some(Context::Prompt("2".into())), ..Input::default() };
     let message = ScoreStreamRequest { options: None, input: Some(input) };
@@ -440,9 +436,7 @@ async fn health_follows_readiness() {
     let mut client = connect(&server).await;
     let score = tokio::spawn(async move { client.score(ScoreRequest { options: None, inputs }).await });
     let http = server.client();
-    while http.metric("qrm_queue_tokens") == 0.0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    http.until("qrm_queue_tokens", |waiting| waiting > 0.0);
     server.terminate();
     let last = watch.message().await.expect("no error").expect("a status").status();
     assert_eq!(last, ServingStatus::NotServing);

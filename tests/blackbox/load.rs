@@ -22,11 +22,7 @@ fn bulk(n: usize, seed: u64) -> Value {
 }
 
 fn idle(client: &Client) {
-    let start = Instant::now();
-    while client.metric("qrm_queue_requests") > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(60), "the queue does not empty");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    client.until("qrm_queue_requests", |waiting| waiting == 0.0);
 }
 
 #[test]
@@ -87,9 +83,7 @@ fn a_drain_that_takes_too_long_ends_with_failure() {
                 body.as_bytes(),
             );
         });
-        while server.client().metric("qrm_queue_requests") == 0.0 {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        server.client().until("qrm_queue_requests", |waiting| waiting > 0.0);
         server.terminate();
         assert_eq!(server.wait(Duration::from_secs(20)).code(), Some(1));
     });
@@ -136,9 +130,7 @@ fn deadlines_and_disconnects_drop_queued_work() {
     let warm_up = client.metric("qrm_computed_tokens_total");
     let first = std::thread::scope(|scope| {
         let first = scope.spawn(|| client.rewards(&bulk(400, 1)).ok());
-        while client.metric("qrm_queue_requests") < 1.0 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        client.until("qrm_queue_requests", |waiting| waiting >= 1.0);
         let mut late = bulk(300, 2);
         late["timeout_ms"] = json!(50);
         late["priority"] = json!(-1); // or it would go first
@@ -174,9 +166,7 @@ fn clients_share_the_engine() {
     let (large, small) = (server.client().with_key("bulk"), server.client().with_key("small"));
     std::thread::scope(|scope| {
         let answer = scope.spawn(|| large.rewards(&bulk(300, 1)).ok());
-        while large.metric("qrm_queue_requests") < 1.0 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        large.until("qrm_queue_requests", |waiting| waiting >= 1.0);
         for seed in 2..5 {
             small.rewards(&bulk(1, seed)).ok();
         }
@@ -192,9 +182,7 @@ fn a_higher_priority_overtakes() {
     let client = server.client();
     std::thread::scope(|scope| {
         let low = scope.spawn(|| client.rewards(&bulk(300, 1)).ok());
-        while client.metric("qrm_queue_requests") < 1.0 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        client.until("qrm_queue_requests", |waiting| waiting >= 1.0);
         let mut urgent = bulk(1, 2);
         urgent["priority"] = json!(1);
         client.rewards(&urgent).ok();

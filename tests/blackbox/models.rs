@@ -107,9 +107,7 @@ fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
     let old = version(&client);
     std::thread::scope(|scope| {
         let accepted = scope.spawn(|| client.rewards(&bulk).ok());
-        while client.metric("qrm_queue_requests") < 1.0 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        client.until("qrm_queue_requests", |waiting| waiting >= 1.0);
         write("qwen2-peaked", work.path());
         client.with_key("k").post("/admin/reload", &json!({})).ok();
         assert!(!accepted.is_finished(), "the bulk request was too quick for this test");

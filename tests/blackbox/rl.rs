@@ -218,13 +218,14 @@ fn a_restart_of_the_server_changes_nothing() {
     let port = port.expect("a port").to_owned();
     let flags = ["--steps", "12", "--normalize", "standard"];
     finish(client("reinforce", &url, &calm, &flags));
-    let child = client("reinforce", &url, &disturbed, &flags);
+    let mut child = client("reinforce", &url, &disturbed, &flags);
     let start = Instant::now();
     while metrics(&disturbed).len() < 3 {
         assert!(start.elapsed() < Duration::from_secs(60), "no step");
         std::thread::sleep(Duration::from_millis(2));
     }
     server.signal("KILL");
+    assert!(child.try_wait().expect("a child").is_none(), "the client was too quick for this test");
     server.wait(Duration::from_secs(10));
     std::thread::sleep(Duration::from_millis(300));
     let mut again = Command::new(binary())
@@ -255,7 +256,7 @@ fn a_killed_run_goes_on_to_the_same_weights() {
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().expect("killed");
-    child.wait().expect("dead");
+    assert!(!child.wait().expect("dead").success(), "the client was too quick for this test");
     finish(client("ppo", &url, &killed, &flags));
     let weights = |output: &Path| std::fs::read(output.join("model/model.safetensors")).expect("weights");
     assert!(weights(&calm) == weights(&killed), "the same final weights");

@@ -1,6 +1,6 @@
 //! JSON over HTTP, with every status an answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::Agent;
@@ -112,5 +112,18 @@ impl Client {
         let value =
             text.as_str().expect("text").lines().find_map(|l| l.strip_prefix(name)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("no metric {name}"))
+    }
+
+    /// Waits until a metric is what it should be; panics when it does not come to that within a minute.
+    pub fn until(&self, name: &str, is_so: impl Fn(f64) -> bool) {
+        let start = Instant::now();
+        loop {
+            let value = self.metric(name);
+            if is_so(value) {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{name} stays {value}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
