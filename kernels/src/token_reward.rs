@@ -50,12 +50,13 @@ struct Partial {
 impl Partial {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, moment: 0.0, target: f32::NEG_INFINITY };
 
+    /// Of the columns of both. A sum that is not a number stays so: a broken logit must not pass for an absent one.
     fn merge(self, other: Self) -> Self {
         let max = self.max.max(other.max);
         let target = self.target.max(other.target);
         let (mut sum, mut moment) = (0.0, 0.0);
         for part in [self, other] {
-            if part.sum > 0.0 {
+            if part.sum != 0.0 {
                 let shift = f64::from(part.max) - f64::from(max);
                 let factor = shift.exp();
                 sum += part.sum * factor;
@@ -92,12 +93,17 @@ pub fn token_reward(hidden: &Tensor, weight: &Panels, targets: &[u32]) -> Result
             let p = chunks.iter().fold(Partial::EMPTY, |p, chunk| p.merge(chunk[row]));
             let log_sum = p.sum.ln();
             out.logit.push(p.target);
-            out.logsumexp.push(((f64::from(p.max) + log_sum) as f32).max(p.max));
+            out.logsumexp.push(at_least(p.max, (f64::from(p.max) + log_sum) as f32));
             out.max.push(p.max);
-            out.entropy.push(((log_sum - p.moment / p.sum) as f32).max(0.0));
+            out.entropy.push(at_least(0.0, (log_sum - p.moment / p.sum) as f32));
         }
     }
     Ok(out)
+}
+
+/// `x`, lifted to `low` where rounding left it below; what is not a number stays so.
+fn at_least(low: f32, x: f32) -> f32 {
+    if x < low { low } else { x }
 }
 
 /// The states of all rows over columns `begin .. begin + CHUNK`.
@@ -135,14 +141,16 @@ fn walk(rows: &Rows<'_>, weight: &Panels, targets: &[u32], begin: usize) -> Vec<
 }
 
 multiversion! {
-    /// `(max, Σe^{z−max}, Σe^{z−max}(z−max))` of some logits, at least one of them finite.
+    /// `(max, Σe^{z−max}, Σe^{z−max}(z−max))` of some logits. One that is not a number makes the sum so; where all are
+    /// −∞, it is 0.
     fn summarize(logits: &[f32]) -> (f32, f32, f32) {
         let max = math::max(logits);
+        let from = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let mut sums = [0.0f32; math::LANES];
         let mut moments = [0.0f32; math::LANES];
         for chunk in logits.chunks_exact(math::LANES) {
             for i in 0..math::LANES {
-                let shifted = chunk[i] - max;
+                let shifted = chunk[i] - from;
                 let e = math::exp(shifted);
                 sums[i] += e;
                 moments[i] += if e > 0.0 { e * shifted } else { 0.0 };

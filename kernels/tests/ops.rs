@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use common::{close, noise, tensor, values, wide};
 use proptest::prelude::*;
 use qrm_kernels::{
-    BLOCK, Fresh, Held, KvCache, Panels, RopeTable, Segment, Weight, forest_attention, keys_and_values,
-    linear, prefix_attention, qk_rope, reference, rms_norm, swiglu, token_reward,
+    BLOCK, Float, Fresh, Held, KvCache, Panels, RopeTable, Segment, Weight, forest_attention,
+    keys_and_values, linear, prefix_attention, qk_rope, reference, rms_norm, swiglu, token_reward,
 };
 
 fn packed(weights: &[&Tensor]) -> Weight {
@@ -275,6 +275,28 @@ fn token_reward_survives_peaked_and_sunken_logits() {
     let got = token_reward(&tensor(&[30.0], 1), &panels, &[32]).unwrap();
     close(&got.logsumexp, &[-1500.0 + 33f64.ln()], 1e-6);
     close(&got.entropy, &[33f64.ln()], 1e-6);
+}
+
+#[test]
+fn token_reward_tells_a_broken_logit_from_an_absent_one() {
+    let (n, d, v) = (3, 8, 2500);
+    let x = tensor(&noise(n * d, 1), n);
+    // In the first block, in another one, in another chunk, beside padding; and a block of nothing else.
+    for columns in [5..6, 300..301, 2100..2101, 2499..2500, 256..512] {
+        let mut w = noise(v * d, 2);
+        columns.clone().for_each(|column| w[column * d] = f32::NAN);
+        for held in [Held::default(), Held::Float(Float::BF16), Held::Int8] {
+            let panels = Panels::pack_rows(&[&tensor(&w, v)], held).unwrap();
+            let got = token_reward(&x, &panels, &[0, 1, 2]).unwrap();
+            let all = got.logsumexp.iter().chain(&got.entropy);
+            assert!(all.clone().count() == 2 * n && all.copied().all(f32::is_nan), "{held:?}, {columns:?}");
+        }
+    }
+    let mut w = vec![0.5; v];
+    w[256..512].fill(f32::NEG_INFINITY);
+    let got = token_reward(&tensor(&[1.0], 1), &Panels::pack(&tensor(&w, v)).unwrap(), &[0]).unwrap();
+    close(&got.logsumexp, &[0.5 + (v as f64 - 256.0).ln()], 1e-6);
+    close(&got.entropy, &[(v as f64 - 256.0).ln()], 1e-6);
 }
 
 #[test]
