@@ -401,8 +401,10 @@ impl RewardModel {
         if let Some(Reference { beta, policy }) = &self.reference {
             let hidden = policy.decoder.forward(&plan.forest, continued, &plan.rows)?;
             let other = policy.head.forward(&hidden, &plan.targets)?;
+            // A clamp keeps what is not a number: only the policy's own scores are looked at later.
+            let log_p = |z: &f32, l: &f32| (z - l).clamp(f32::NEG_INFINITY, 0.0);
             let ratio = |((z, l), (other_z, other_l)): ((&f32, &f32), (&f32, &f32))| {
-                beta * ((z - l).min(0.0) - (other_z - other_l).min(0.0))
+                beta * (log_p(z, l) - log_p(other_z, other_l))
             };
             let policy = scores.logit.iter().zip(&scores.logsumexp);
             return Ok(policy.zip(other.logit.iter().zip(&other.logsumexp)).map(ratio).collect());

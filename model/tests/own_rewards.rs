@@ -7,7 +7,8 @@ use std::path::Path;
 
 use common::fixture;
 use qrm_model::reward::HeadKind;
-use qrm_model::{RewardKind, RewardModel, Trajectory};
+use qrm_model::{ModelError, RewardKind, RewardModel, Trajectory};
+use safetensors::SafeTensors;
 use serde_json::json;
 
 fn copy(name: &str, to: &Path) {
@@ -82,4 +83,36 @@ fn a_dpo_policy_is_read_against_its_reference() {
         write(broken);
         assert!(RewardModel::load(dir.path()).is_err());
     }
+}
+
+/// A token that is nobody's target takes part in every logsumexp: of the policy, and of the reference.
+#[test]
+fn a_broken_logit_anywhere_in_the_vocabulary_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    copy("qwen2", dir.path());
+    copy("qwen2", &dir.path().join("reference"));
+    let break_row_7 = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let head = metadata.info("lm_head.weight").unwrap();
+        let (from, to) = head.data_offsets;
+        let row = (to - from) / head.shape[0];
+        bytes[header + 8 + from + 7 * row..][..4].fill(0xff); // not a number, in f32 and in bf16
+        fs::write(path, bytes).unwrap();
+    };
+    let refused = || {
+        let model = RewardModel::load(dir.path()).unwrap();
+        let batch = batch(&model);
+        assert!(batch.iter().all(|t| !t.response_ids.contains(&7)));
+        matches!(model.score(&batch), Err(ModelError::NotFinite { index: 0 }))
+    };
+    assert!(!refused());
+    break_row_7(&dir.path().join("reference/model.safetensors"));
+    let dpo = json!({"reward_model": "dpo", "beta": 0.5}).to_string();
+    fs::write(dir.path().join("qrm_config.json"), dpo).unwrap();
+    assert!(refused(), "the reference's");
+    fs::remove_file(dir.path().join("qrm_config.json")).unwrap();
+    assert!(!refused());
+    break_row_7(&dir.path().join("model.safetensors"));
+    assert!(refused());
 }
