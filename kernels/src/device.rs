@@ -164,6 +164,15 @@ impl Device {
         }
     }
 
+    /// How it has weights.
+    pub fn weights(&self) -> Weights {
+        match self {
+            Self::Cpu(weights) => *weights,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, weights) => *weights,
+        }
+    }
+
     /// Whether it is the CPU.
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu(_))

@@ -116,7 +116,7 @@ impl fmt::Display for Weights {
 
 impl Weights {
     /// Of the layers' projections.
-    pub(crate) fn layers(self) -> Held {
+    pub fn layers(self) -> Held {
         match self.int8 {
             Int8::Nothing => Held::Float(self.dtype),
             Int8::Layers | Int8::All => Held::Int8,
@@ -124,7 +124,7 @@ impl Weights {
     }
 
     /// Of a vocabulary head.
-    pub(crate) fn head(self) -> Held {
+    pub fn head(self) -> Held {
         match self.int8 {
             Int8::Nothing | Int8::Layers => Held::Float(self.dtype),
             Int8::All => Held::Int8,

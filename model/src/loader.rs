@@ -93,7 +93,8 @@ impl<'a> Loader<'a> {
 
     /// The weight `[V, d]` of a vocabulary head.
     pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
-        if let Some(weight) = self.kept(name, &[(name.to_owned(), shape[0])], shape[1])? {
+        let part = [(name.to_owned(), shape[0])];
+        if let Some(weight) = self.kept(name, &part, shape[1], self.device.weights().head())? {
             return Ok(weight);
         }
         let tensor = self.tensor(name, &shape)?;
@@ -103,14 +104,17 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Weights `(name, outputs)` of width `input` as one, under the name `all`, if they were kept.
+    /// Weights `(name, outputs)` of width `input` as one, under the name `all`, if they are wanted as they were kept.
     fn kept(
         &mut self,
         all: &str,
         parts: &[(String, usize)],
         input: usize,
+        wanted: Held,
     ) -> Result<Option<Weight>, CheckpointError> {
-        let Some(quantized) = &self.quantized else { return Ok(None) };
+        let Some(quantized) = self.quantized.as_ref().filter(|_| wanted == Held::Int8) else {
+            return Ok(None);
+        };
         let out = parts.iter().map(|(_, out)| out).sum();
         let Some(panels) = quantized.get(all, out, input)? else { return Ok(None) };
         for (name, out) in parts {
@@ -167,7 +171,7 @@ impl<'a> Loader<'a> {
         let all = format!("{prefix}.{}", names.join("-"));
         let named: Vec<_> =
             parts.iter().map(|(name, out)| (format!("{prefix}.{name}.weight"), *out)).collect();
-        let kept = self.kept(&all, &named, input)?;
+        let kept = self.kept(&all, &named, input, self.device.weights().layers())?;
         let (mut weights, mut bias, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
         for (name, out) in parts {
             if kept.is_none() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Result;
 #[cfg(feature = "cuda")]
 use qrm_kernels::cuda;
-use qrm_kernels::{Device, Layout, RopeTable};
+use qrm_kernels::{Device, Held, Layout, RopeTable};
 
 use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
@@ -56,10 +56,13 @@ impl Placement {
         Self { int8_cache: directory, ..self }
     }
 
-    /// The file of the checkpoint that goes by `version`, if int8 weights are kept.
+    /// The file of the checkpoint that goes by `version`, if there are int8 weights and they are kept.
     pub(crate) fn quantized(&self, version: &str) -> std::result::Result<Option<Quantized>, CheckpointError> {
+        let is_int8 = |device: &Device| device.weights().layers() == Held::Int8;
         match &self.int8_cache {
-            Some(directory) if self.is_cpu() => Quantized::open(directory, version).map(Some),
+            Some(directory) if self.is_cpu() && self.devices.iter().any(is_int8) => {
+                Quantized::open(directory, version).map(Some)
+            }
             _ => Ok(None),
         }
     }

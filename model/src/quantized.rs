@@ -1,6 +1,8 @@
 //! Weights that were quantised to int8 once, kept in a file: a large checkpoint is then read a quarter as long, and not
 //! quantised again at every start.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,14 +50,17 @@ impl Quantized {
 
     /// The weight of that name, `[out, k]`, if it is there.
     pub(crate) fn get(&self, name: &str, out: usize, k: usize) -> Result<Option<Panels>, CheckpointError> {
-        let Some((file, start, metadata)) = &self.found else { return Ok(None) };
-        let part = |part: &str| {
-            let (from, to) = metadata.info(&format!("{name}.{part}"))?.data_offsets;
-            file.get(*start..)?.get(from..to)
-        };
+        let part = |part: &str| self.bytes(&format!("{name}.{part}"));
         let [Some(codes), Some(factors), Some(scales)] = PARTS.map(part) else { return Ok(None) };
         let weight = Panels::from_int8_parts(out, k, [codes, factors, scales]);
         weight.map(Some).map_err(|e| self.broken(&format!("{name}: {e}")))
+    }
+
+    /// A tensor's bytes, if the file has them.
+    fn bytes(&self, tensor: &str) -> Option<&[u8]> {
+        let (file, start, metadata) = self.found.as_ref()?;
+        let (from, to) = metadata.info(tensor)?.data_offsets;
+        file.get(*start..)?.get(from..to)
     }
 
     /// Keeps a weight for the file.
@@ -63,15 +68,20 @@ impl Quantized {
         self.made.push((name.to_owned(), weight.clone()));
     }
 
-    /// Writes what was not there. The file is complete or not there, whoever else writes it.
+    /// Adds what was not there: the file has the weights of every `--dtype` that it was made for. It is complete or not
+    /// there, whoever else writes it.
     pub(crate) fn save(self) -> Result<(), CheckpointError> {
         if self.made.is_empty() {
             return Ok(());
         }
-        let mut tensors = Vec::new();
+        let mut tensors: BTreeMap<String, Cow<'_, [u8]>> = BTreeMap::new();
+        for name in self.found.iter().flat_map(|(_, _, metadata)| metadata.tensors().into_keys()) {
+            let bytes = self.bytes(&name).ok_or_else(|| self.broken(&format!("{name} is cut")))?;
+            tensors.insert(name, bytes.into());
+        }
         for (name, weight) in &self.made {
             for (part, bytes) in PARTS.iter().zip(weight.int8_parts().into_iter().flatten()) {
-                tensors.push((format!("{name}.{part}"), bytes));
+                tensors.insert(format!("{name}.{part}"), bytes);
             }
         }
         let unfinished = self.path.with_extension(format!("{}.unfinished", std::process::id()));

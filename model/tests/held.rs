@@ -56,6 +56,40 @@ fn every_type_stays_near_f32_and_keeps_its_bits() {
     }
 }
 
+/// The file serves whoever wants int8, and only them.
+#[test]
+fn a_cache_does_not_decide_what_weights_are_held_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = |int8| Weights { dtype: Float::F32, int8 };
+    let load = |name: &str, int8| {
+        let placement = Placement::on(Device::Cpu(of(int8)));
+        let kept = placement.with_int8_cache(Some(directory.path().into()));
+        RewardModel::load_on(&fixture(name), &kept).unwrap()
+    };
+    let length = || -> u64 {
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        entries.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    };
+    for name in ["llama-tied", "qwen2"] {
+        let before = length();
+        load(name, Int8::Nothing);
+        assert_eq!(length(), before, "nothing to keep");
+        load(name, Int8::Layers);
+        let layers = length();
+        load(name, Int8::All);
+        let all = length();
+        assert!(before < layers && layers < all, "the head beside the layers");
+        for int8 in [Int8::Layers, Int8::All, Int8::Nothing] {
+            let kept = load(name, int8);
+            let batch = batch(&kept);
+            let fresh = RewardModel::load_on(&fixture(name), &Placement::on(Device::Cpu(of(int8)))).unwrap();
+            let (got, want) = (kept.score(&batch).unwrap().scores, fresh.score(&batch).unwrap().scores);
+            assert_eq!(got, want, "{name}, {int8:?}");
+        }
+        assert_eq!(length(), all, "the file stays as it is");
+    }
+}
+
 #[test]
 fn what_was_quantised_once_is_read_the_next_time() {
     let directory = tempfile::tempdir().unwrap();
