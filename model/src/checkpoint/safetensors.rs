@@ -159,7 +159,7 @@ impl Weights for SafetensorsWeights {
 
 /// Where the data starts, and the checked table of tensors. `SafeTensors::read_metadata` would refuse a truncated
 /// file without naming the tensor that is cut.
-fn read_header(file: &[u8]) -> Result<(usize, Metadata), String> {
+pub(super) fn read_header(file: &[u8]) -> Result<(usize, Metadata), String> {
     let (length, rest) = file.split_first_chunk().ok_or("truncated: no header")?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     let header = rest.get(..length).ok_or("truncated in the header, or not safetensors")?;
