@@ -411,10 +411,9 @@ impl RewardModel {
         }
         let Some(steps) = &self.steps else { return Ok(Vec::new()) };
         let mut own = Vec::with_capacity(plan.targets.len());
-        for (index, trajectory) in batch.iter().enumerate() {
+        for trajectory in batch {
             let part = own.len()..own.len() + trajectory.response_ids.len();
-            let rewards = steps.rewards(&self.text, &trajectory.response_ids, &scores.logit[part]);
-            own.extend(rewards.map_err(|e| ModelError::Trajectory { index, message: e.to_string() })?);
+            own.extend(steps.rewards(&self.text, &trajectory.response_ids, &scores.logit[part]));
         }
         Ok(own)
     }

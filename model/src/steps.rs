@@ -1,6 +1,6 @@
 //! Where the steps of a response end, for step-level reward models (Lightman et al., arXiv 2305.20050).
 
-use crate::text::{TextError, TextProcessor};
+use crate::text::TextProcessor;
 
 /// How a step-level reward model divides responses, from `qrm_config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,14 +13,9 @@ pub(crate) struct Steps {
 
 impl Steps {
     /// The `[T]` rewards: the scalar at the last token of each step, zeros elsewhere.
-    pub(crate) fn rewards(
-        &self,
-        text: &TextProcessor,
-        ids: &[u32],
-        logit: &[f32],
-    ) -> Result<Vec<f32>, TextError> {
-        let pieces = ids.iter().map(|id| text.decode(&[*id], false)).collect::<Result<Vec<_>, _>>()?;
-        Ok(self.at(&ends(&pieces, &self.separator), logit))
+    pub(crate) fn rewards(&self, text: &TextProcessor, ids: &[u32], logit: &[f32]) -> Vec<f32> {
+        let pieces: Vec<_> = ids.iter().map(|id| text.bytes(*id)).collect();
+        self.at(&ends(&pieces, self.separator.as_bytes()), logit)
     }
 
     /// The same where the last token of each step is known.
@@ -37,7 +32,7 @@ impl Steps {
 
 /// The last token of each step: the one that completes a separator, the last of several that follow one another with
 /// nothing but space between them, and the last of all.
-fn ends(pieces: &[String], separator: &str) -> Vec<usize> {
+fn ends(pieces: &[Vec<u8>], separator: &[u8]) -> Vec<usize> {
     let text = pieces.concat();
     let mut token_ends = Vec::with_capacity(pieces.len());
     let mut at = 0;
@@ -47,14 +42,14 @@ fn ends(pieces: &[String], separator: &str) -> Vec<usize> {
     }
     let mut ends: Vec<usize> = Vec::new();
     let mut from = 0;
-    let matches = if separator.is_empty() { Vec::new() } else { text.match_indices(separator).collect() };
-    for (begin, found) in matches {
-        let token = token_ends.partition_point(|end| *end < begin + found.len());
-        if text[from..begin].trim().is_empty() {
+    while let Some(length) = find(&text[from..], separator) {
+        let begin = from + length;
+        let end = begin + separator.len();
+        if String::from_utf8_lossy(&text[from..begin]).trim().is_empty() {
             ends.pop(); // an empty step belongs to the one before it
         }
-        ends.push(token);
-        from = begin + found.len();
+        ends.push(token_ends.partition_point(|token_end| *token_end < end));
+        from = end;
     }
     if let Some(last) = pieces.len().checked_sub(1) {
         // What follows the last separator is a step where it says anything; an end-of-sequence token alone does too.
@@ -66,12 +61,20 @@ fn ends(pieces: &[String], separator: &str) -> Vec<usize> {
     ends
 }
 
+/// Where a separator begins, if there is one.
+fn find(text: &[u8], separator: &[u8]) -> Option<usize> {
+    match separator {
+        [] => None,
+        _ => text.windows(separator.len()).position(|window| window == separator),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::ends;
 
     fn of(pieces: &[&str], separator: &str) -> Vec<usize> {
-        ends(&pieces.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>(), separator)
+        ends(&pieces.iter().map(|p| p.as_bytes().to_vec()).collect::<Vec<_>>(), separator.as_bytes())
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -49,6 +50,38 @@ fn steps_have_their_scalar_at_their_last_token() {
                 let want = if tanh { z.tanh() } else { *z };
                 assert_eq!(*reward, if ends { want } else { 0.0 }, "{piece:?}");
             }
+        }
+    }
+}
+
+/// SentencePiece has a space in the word that follows it, and spells rare characters byte by byte.
+#[test]
+fn separators_may_have_spaces_and_any_character() {
+    let dir = tempfile::tempdir().unwrap();
+    copy("qwen2-token-classification", dir.path());
+    let tokens = ["<unk>", "▁One", "▁Step", "▁two", "<0xD0>", "<0xBA>", "ки"];
+    let vocab: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
+    let sequence = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]});
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"});
+    for decoder in [sequence, metaspace] {
+        let model = json!({"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true});
+        let tokenizer = json!({"version": "1.0", "model": model, "decoder": decoder, "added_tokens": []});
+        fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        for (separator, ids, ends) in [
+            (" Step", [1, 2, 3, 2, 1], [1, 3, 4]),
+            ("к", [4, 5, 1, 6, 3], [1, 3, 4]),
+            ("e S", [1, 2, 1, 2, 3], [1, 3, 4]),
+        ] {
+            let config = json!({"reward_model": "step", "step_separator": separator});
+            fs::write(dir.path().join("qrm_config.json"), config.to_string()).unwrap();
+            let model = RewardModel::load(dir.path()).unwrap();
+            let one = Trajectory { prompt_ids: [1].into(), response_ids: ids.into() };
+            let rewards = model.score(&[one]).unwrap().scores[0].rewards(RewardKind::Step);
+            let found: Vec<usize> = (0..ids.len()).filter(|t| rewards[*t] != 0.0).collect();
+            assert_eq!(found, ends, "{separator:?}");
         }
     }
 }

@@ -110,6 +110,12 @@ impl TextProcessor {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
+    /// The bytes of text that an id stands for amid others: with the space before a word, and part of a character where
+    /// it is that. Decoding it alone would lose both.
+    pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.bytes(id)
+    }
+
     /// The vocabulary's own string for an id (`Ġthe`), if it has one.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.token(id)

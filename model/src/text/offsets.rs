@@ -28,6 +28,26 @@ impl Alphabet {
         if byte_level { Self::ByteLevel } else { Self::ByteFallback }
     }
 
+    /// The bytes that the token spells.
+    pub(super) fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            Self::ByteLevel => {
+                let mut bytes = Vec::with_capacity(token.len());
+                for c in token.chars() {
+                    match BYTE_OF.get(c as usize).copied().flatten() {
+                        Some(byte) => bytes.push(byte),
+                        None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+                    }
+                }
+                bytes
+            }
+            Self::ByteFallback => match lone_byte(token) {
+                Some(byte) => vec![byte],
+                None => token.replace('▁', " ").into_bytes(),
+            },
+        }
+    }
+
     /// How many bytes at the start of `text` the token spells; none when the text says something else.
     fn spelled(self, token: &str, text: &[u8]) -> Option<usize> {
         match self {

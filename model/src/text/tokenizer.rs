@@ -52,6 +52,14 @@ impl TextTokenizer {
         self.call(|| self.inner.decode(ids, skip_special_tokens))
     }
 
+    /// The bytes of text that `id` stands for; none of an id without a token.
+    pub(super) fn bytes(&self, id: u32) -> Vec<u8> {
+        match self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            Some(token) => token.content.clone().into_bytes(),
+            None => self.token(id).map_or_else(Vec::new, |token| self.alphabet.bytes(&token)),
+        }
+    }
+
     /// The vocabulary's string for `id`.
     pub(super) fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
