@@ -35,8 +35,7 @@ impl Int8 {
         for tensor in tensors {
             let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             for row in values.chunks_exact(columns) {
-                let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                let by = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+                let by = step(row);
                 data.extend(row.iter().map(|x| (x / by).round() as i8));
                 scale.push(by);
             }
@@ -58,8 +57,31 @@ impl Int8 {
     }
 }
 
+/// What a row is rounded to whole numbers of; NaN of one that is not all finite, which no number stands for.
+fn step(row: &[f32]) -> f32 {
+    let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    match row.iter().all(|x| x.is_finite()) {
+        true if largest > 0.0 => largest / 127.0,
+        true => 1.0,
+        false => f32::NAN,
+    }
+}
+
 impl std::fmt::Debug for Int8 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Int8[{}, {}; {:?}]", self.rows, self.columns, self.gpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::step;
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        assert_eq!((step(&[0.5, -127.0, 3.0]), step(&[0.0, 0.0])), (1.0, 1.0));
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(step(&[1.0, broken, 2.0]).is_nan());
+        }
     }
 }
