@@ -15,6 +15,9 @@ use crate::placement::{Part, Placement};
 use crate::prefix_cache::Continuation;
 use crate::projection::Projection;
 
+/// The weight of the embeddings, and of a head that is tied to them.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// Where token embeddings come from.
 pub(crate) enum Embedding {
     /// A matrix, `[V, d]`, in the type that weights are held in.
@@ -55,7 +58,7 @@ impl Decoder {
         loader.onto(placement.first());
         let embedding = match tied.filter(|_| placement.first().is(placement.last())) {
             Some(embedding) => embedding,
-            None => loader.embedding("model.embed_tokens.weight", [v, d])?,
+            None => loader.embedding(EMBEDDING, [v, d])?,
         };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for part in &parts {

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use qrm_kernels::{Rows, Weight, linear, token_logits};
 
 use crate::checkpoint::CheckpointError;
-use crate::decoder::Embedding;
+use crate::decoder::{EMBEDDING, Embedding};
 use crate::loader::Loader;
 use crate::reward::{HeadKind, TokenScores};
 
@@ -31,7 +31,7 @@ impl Head {
         let (d, v) = (checkpoint.config().hidden_size, checkpoint.config().vocab_size);
         if checkpoint.head().is_vocabulary() {
             let name = match checkpoint.config().tie_word_embeddings {
-                true => "model.embed_tokens.weight",
+                true => EMBEDDING,
                 false => "lm_head.weight",
             };
             return Ok(Self::Vocab(loader.weight(name, [v, d])?));

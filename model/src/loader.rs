@@ -24,25 +24,33 @@ pub(crate) struct Loader<'a> {
     rng: StdRng,
     /// Where int8 weights are kept from one start to the next.
     quantized: Option<Quantized>,
+    /// A weight that two devices are to have, kept on the host from the one that takes it to the other.
+    shared: Option<(String, Option<Tensor>)>,
 }
 
 impl<'a> Loader<'a> {
     /// Nothing trained. `quantized` is where int8 weights are kept.
     pub(crate) fn fixed(checkpoint: &'a mut Checkpoint, quantized: Option<Quantized>) -> Self {
         let (parameters, rng) = (Parameters::default(), StdRng::seed_from_u64(0));
-        Self { checkpoint, device: Device::default(), method: None, parameters, rng, quantized }
+        let device = Device::default();
+        Self { checkpoint, device, method: None, parameters, rng, quantized, shared: None }
     }
 
     /// To be trained by `method`; `seed` makes what the checkpoint does not hold.
     pub(crate) fn training(checkpoint: &'a mut Checkpoint, method: &'a Method, seed: u64) -> Self {
         let (method, rng) = (Some(method), StdRng::seed_from_u64(seed));
         let (device, parameters) = (Device::default(), Parameters::default());
-        Self { checkpoint, device, method, parameters, rng, quantized: None }
+        Self { checkpoint, device, method, parameters, rng, quantized: None, shared: None }
     }
 
     /// What is loaded from now on lies on `device`.
     pub(crate) fn onto(&mut self, device: &Device) {
         self.device = device.clone();
+    }
+
+    /// Lets `name` be taken twice.
+    pub(crate) fn share(&mut self, name: &str) {
+        self.shared = Some((name.to_owned(), None));
     }
 
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
@@ -63,7 +71,13 @@ impl<'a> Loader<'a> {
 
     /// A tensor as it is, or a variable where everything is trained.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
-        let tensor = self.checkpoint.tensor(name, shape)?;
+        let tensor = match self.shared.take_if(|(shared, kept)| shared == name && kept.is_some()) {
+            Some((_, Some(kept))) => kept,
+            _ => self.checkpoint.tensor(name, shape)?,
+        };
+        if let Some((_, kept)) = self.shared.as_mut().filter(|(shared, _)| shared == name) {
+            *kept = Some(tensor.clone());
+        }
         match self.method {
             Some(Method::Full) => self.variable(name, tensor),
             _ => Ok(tensor),
@@ -235,4 +249,28 @@ impl<'a> Loader<'a> {
 
 pub(crate) fn broken(error: candle_core::Error) -> CheckpointError {
     CheckpointError::Weights(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// As the head and the embedding of a tied model take it that are on different GPUs.
+    #[test]
+    fn a_shared_weight_is_taken_twice() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/llama-tied");
+        let (name, shape) = ("model.embed_tokens.weight", [509, 64]);
+        let mut checkpoint = Checkpoint::open(&dir).unwrap();
+        let mut loader = Loader::fixed(&mut checkpoint, None);
+        loader.share(name);
+        let head = loader.weight(name, shape).unwrap();
+        let Embedding::Matrix(table) = loader.embedding(name, shape).unwrap() else { panic!("a matrix") };
+        let rows = head.panels().unwrap().gather(&[0, 508]).unwrap().to_vec2::<f32>().unwrap();
+        let table = table.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!((&rows[0], &rows[1]), (&table[0], &table[508]));
+        assert!(loader.tensor(name, &shape).is_err(), "a third time");
+        assert_eq!(checkpoint.parameters(), 509 * 64);
+    }
 }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use qrm_kernels::Rows;
 
 use crate::checkpoint::{Activation, Checkpoint, CheckpointError, DecoderConfig, QrmConfig};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, EMBEDDING};
 use crate::forest::Forest;
 use crate::head::Head;
 use crate::loader::Loader;
@@ -193,6 +193,9 @@ impl RewardModel {
             None => Loader::fixed(&mut checkpoint, placement.quantized(&version)?),
             Some((method, seed)) => Loader::training(&mut checkpoint, method, seed),
         };
+        if config.tie_word_embeddings && kind.is_vocabulary() && !placement.first().is(placement.last()) {
+            loader.share(EMBEDDING);
+        }
         loader.onto(placement.last());
         let head = Head::load(&mut loader)?;
         let tied = if config.tie_word_embeddings { head.embedding() } else { None };
