@@ -11,7 +11,7 @@ use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use super::gpu::launch;
 use super::matrix::Matrix;
 use super::multiply::logits;
-use super::wgmma::wgmma;
+use super::wgmma::{self, wgmma};
 use crate::token_reward::TokenReward;
 use crate::weights::Float;
 
@@ -59,7 +59,7 @@ impl Form {
         let fused = weight.dtype != Float::F32 && weight.columns.is_multiple_of(8) && weight.columns > 0;
         let mut forms = vec![Self::Chunks];
         forms.extend(fused.then_some(Self::Mma));
-        forms.extend((fused && weight.gpu.capability() == (9, 0)).then_some(Self::Wgmma));
+        forms.extend((fused && wgmma::is_there(&weight.gpu, weight.dtype)).then_some(Self::Wgmma));
         forms
     }
 

@@ -4,16 +4,24 @@ use cudarc::driver::sys::{self, CUlaunchAttribute, CUlaunchAttributeValue, CUlau
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
 
 use super::error::GpuError;
+use super::gpu::Gpu;
 use super::matrix::Matrix;
 use super::token_reward::RowState;
 use crate::weights::Float;
 
+const NAME: &str = "token_reward_wgmma";
 const THREADS: u32 = 384;
 /// `Shared` of the kernel, four stages of 128 + 256 rows of 64 and their barriers, from an address that is a multiple of
 /// 1024 on.
 const SHARED: usize = 4 * (128 + 256) * 64 * 2 + 1024 + 1024;
 /// Columns and rows of a box that TMA copies: 128 bytes a row, as the swizzle has it.
 const BOX: [u32; 2] = [64, 128];
+
+/// Whether a device has the kernel. Kernels that were compiled for older devices alone run here too, but this is not
+/// among them.
+pub(super) fn is_there(gpu: &Gpu, dtype: Float) -> bool {
+    gpu.capability() == (9, 0) && gpu.function(NAME, Some(dtype), SHARED).is_ok()
+}
 
 /// Queues the kernel for `hidden [n, d]` and `weight [V, d]` of the same 16-bit type, `targets [n]`, `partials [splits, n]`.
 /// `grid.0` is a multiple of `cluster`.
@@ -26,7 +34,7 @@ pub(super) fn wgmma(
     cluster: usize,
 ) -> Result<(), GpuError> {
     let gpu = &hidden.gpu;
-    let function = gpu.function("token_reward_wgmma", Some(hidden.dtype), SHARED)?;
+    let function = gpu.function(NAME, Some(hidden.dtype), SHARED)?;
     let maps = [tensor_map(hidden)?, tensor_map(weight)?];
     let (targets, _targets) = targets.device_ptr(&gpu.stream);
     let (partials, _partials) = partials.device_ptr_mut(&gpu.stream);
