@@ -100,6 +100,11 @@ impl Devices {
         };
         let on_cpu = names.iter().filter(|name| **name == Name::Cpu).count();
         ensure!(on_cpu == 0 || on_cpu == names.len(), "--device {}: CPU and GPU do not mix", list(&names));
+        // Opened twice, a GPU has two streams, and neither waits for what the other computes.
+        let repeated = |(i, name): &(usize, &Name)| **name != Name::Cpu && names[..*i].contains(name);
+        if let Some((_, name)) = names.iter().enumerate().find(repeated).filter(|_| split) {
+            bail!("--device {}: --split-layers takes {name} once", list(&names));
+        }
         let dtype = match (dtype, on_cpu) {
             (Dtype::Auto, 0) => Dtype::Bf16,
             (Dtype::Auto, _) => Dtype::F32,
@@ -201,6 +206,9 @@ mod tests {
         for dtype in Dtype::value_variants().iter().filter(|dtype| **dtype != Dtype::Auto) {
             assert!(word(*dtype).parse::<Weights>().is_ok(), "{dtype:?}");
         }
+        let repeated = Wanted::These(vec![Name::Cuda(0), Name::Cuda(1), Name::Cuda(0)]);
+        let error = Devices::open(&repeated, Dtype::Auto, true).unwrap_err().to_string();
+        assert!(error.contains("takes cuda:0 once"), "{error}");
         let mixed = Wanted::These(vec![Name::Cpu, Name::Cuda(0)]);
         assert!(Devices::open(&mixed, Dtype::Auto, true).is_err());
     }
