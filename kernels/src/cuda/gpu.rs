@@ -98,9 +98,10 @@ impl Gpu {
         Ok(self.stream.context().name()?)
     }
 
-    /// Bytes that are free, and in all.
+    /// Bytes that are free, and in all. What the process keeps without using it is free to it.
     pub fn memory(&self) -> Result<(usize, usize), GpuError> {
-        Ok(self.stream.context().mem_get_info()?)
+        let (free, total) = self.stream.context().mem_get_info()?;
+        Ok((free + kept(self.stream.context())?, total))
     }
 
     /// `(9, 0)`: compute capability.
@@ -158,18 +159,36 @@ impl Gpu {
 }
 
 /// Lets freed memory stay with the process: batches ask for the same sizes again and again.
-fn keep_memory(context: &Arc<CudaContext>) -> Result<(), GpuError> {
-    if !context.has_async_alloc() {
-        return Ok(());
-    }
-    let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
+fn keep_memory(context: &Arc<CudaContext>) -> Result<(), DriverError> {
+    let Some(pool) = pool(context)? else { return Ok(()) };
+    let mut keep = u64::MAX;
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the pool belongs to the device of a live context; the value is the u64 that the attribute is.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result()?;
-        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()).result()?;
+    // SAFETY: the value is the u64 that the attribute is.
+    unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()).result() }
+}
+
+/// Bytes of freed memory that stayed.
+fn kept(context: &Arc<CudaContext>) -> Result<usize, DriverError> {
+    let Some(pool) = pool(context)? else { return Ok(0) };
+    let bytes = |attribute| -> Result<usize, DriverError> {
+        let mut bytes = 0u64;
+        // SAFETY: the values are the u64 that both attributes are.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) }.result()?;
+        Ok(bytes as usize)
+    };
+    let reserved = bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    Ok(reserved.saturating_sub(bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+}
+
+/// What allocations come from, on devices that have it.
+fn pool(context: &Arc<CudaContext>) -> Result<Option<sys::CUmemoryPool>, DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(None);
     }
-    Ok(())
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: it writes the one pointer; the pool belongs to the device of a live context.
+    unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) }.result()?;
+    Ok(Some(pool))
 }
 
 /// Queues a kernel: `launch!(gpu, "name", dtype, grid, threads of a block, shared bytes; arguments)`, the grid of three.
