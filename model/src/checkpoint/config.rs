@@ -73,6 +73,8 @@ pub struct DecoderConfig {
 
 /// No model is larger in any of these; the products of two stay far from overflow.
 const MAX_SIZE: usize = 1 << 24;
+/// No head is wider: RoPE has a table of angles for each pair of a head, before any weight is looked at.
+const MAX_HEAD_DIM: usize = 1024;
 /// As many layers as a config may ask for.
 const MAX_LAYERS: usize = 4096;
 
@@ -132,6 +134,9 @@ impl DecoderConfig {
         };
         if head_dim % 2 != 0 {
             return Err(format!("head_dim {head_dim} is odd; RoPE turns pairs"));
+        }
+        if head_dim > MAX_HEAD_DIM {
+            return Err(format!("head_dim {head_dim} is too large, {MAX_HEAD_DIM} is the most"));
         }
         if num_attention_heads.saturating_mul(head_dim) > MAX_SIZE {
             return Err(format!(
