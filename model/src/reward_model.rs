@@ -263,9 +263,11 @@ impl RewardModel {
         self.head.lookback()
     }
 
-    /// End of sequence: `tokenizer_config.json`'s `eos_token`, else `config.json`'s.
+    /// End of sequence: `tokenizer_config.json`'s `eos_token`, else `config.json`'s. A tokenizer may know tokens that
+    /// the weights do not have.
     pub fn eos_token_id(&self) -> Option<u32> {
-        self.text.eos_token_id().or(self.config.eos_token_id)
+        let known = |id: &u32| (*id as usize) < self.vocab_size();
+        self.text.eos_token_id().filter(known).or(self.config.eos_token_id)
     }
 
     /// `config.json`'s architecture, for example `Qwen2ForCausalLM`.

@@ -3,10 +3,10 @@
 use std::fs;
 
 use proptest::prelude::*;
-use qrm_model::Checkpoint;
 use qrm_model::checkpoint::config::RopeScaling;
 use qrm_model::checkpoint::{DecoderConfig, RewardModelKind};
 use qrm_model::reward::HeadKind;
+use qrm_model::{Checkpoint, RewardModel};
 use serde_json::{Value, json};
 
 use crate::{copy, edit_config, fixture, refusal};
@@ -83,6 +83,24 @@ fn ends_of_sequence() {
     for (value, id) in [(json!(7), Some(7)), (json!([9, 2]), Some(9)), (json!([]), None), (json!(null), None)]
     {
         assert_eq!(config("qwen2", json!({ "eos_token_id": value })).eos_token_id, id);
+    }
+}
+
+#[test]
+fn an_end_of_sequence_that_the_weights_lack_is_passed_over() {
+    let dir = copy("qwen2");
+    edit_config(dir.path(), |config| drop(config.insert("eos_token_id".into(), json!(7))));
+    let path = |file: &str| dir.path().join(file);
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(path("tokenizer.json")).unwrap()).unwrap();
+    let mut token = tokenizer["added_tokens"][2].clone();
+    (token["id"], token["content"]) = (json!(509), json!("<|end|>"));
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    fs::write(path("tokenizer.json"), tokenizer.to_string()).unwrap();
+    for (token, id) in [("<|im_end|>", 2), ("<|end|>", 7)] {
+        fs::write(path("tokenizer_config.json"), json!({ "eos_token": token }).to_string()).unwrap();
+        let model = RewardModel::load(dir.path()).unwrap();
+        assert!(model.text().eos_token_id().is_some());
+        assert_eq!(model.eos_token_id(), Some(id), "{token}");
     }
 }
 
