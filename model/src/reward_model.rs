@@ -86,13 +86,11 @@ impl Reference {
         config: &DecoderConfig,
         placement: &Placement,
     ) -> Result<Self, CheckpointError> {
-        let broken = |message| CheckpointError::Config { file: "qrm_config.json".into(), message };
-        let beta = qrm.beta.ok_or_else(|| broken("a dpo reward needs beta".into()))?;
-        let name = qrm.reference.as_deref().unwrap_or("reference");
-        if name.contains(['/', '\\']) || name.starts_with('.') {
-            return Err(broken(format!("reference {name:?} is not the name of a directory within this one")));
-        }
-        Self::load(&dir.join(name), beta, config, placement)
+        let beta = qrm.beta.ok_or_else(|| CheckpointError::Config {
+            file: "qrm_config.json".into(),
+            message: "a dpo reward needs beta".into(),
+        })?;
+        Self::load(&dir.join(qrm.reference_dir()?), beta, config, placement)
     }
 
     /// A policy of the same tokens as `config`'s.

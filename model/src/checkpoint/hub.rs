@@ -7,11 +7,18 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::safetensors::Index;
-use super::{CONFIG, CheckpointError, INDEX, SINGLE, only_gguf};
+use super::{
+    CONFIG, CheckpointError, INDEX, QRM_CONFIG, QrmConfig, RewardModelKind, SINGLE, only_gguf, read_json,
+};
 
 /// Files taken along where a repository has them.
-const OPTIONAL: [&str; 4] =
-    ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "qrm_config.json"];
+const OPTIONAL: [&str; 5] = [
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    QRM_CONFIG,
+];
 
 /// The directory of `model`: itself where it is one, else the hub's `org/name[@revision]`, fetched unless the cache
 /// has it. Honours `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN`.
@@ -95,22 +102,41 @@ impl Hub {
         let remote = self.api.repo(commit);
 
         let files: Vec<_> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-        let dir = self.file(&remote, CONFIG)?.parent().map(Path::to_owned).unwrap_or_default();
-        self.file(&remote, "tokenizer.json")?;
-        for file in OPTIONAL.iter().filter(|file| files.contains(file)) {
-            self.file(&remote, file)?;
-        }
-        if files.contains(&SINGLE) {
-            self.file(&remote, SINGLE)?;
-        } else if files.contains(&INDEX) {
-            for file in Index::read(&self.file(&remote, INDEX)?)?.files() {
-                self.file(&remote, file)?;
+        let dir = self.checkpoint(&remote, &files, "")?;
+        let qrm_config: QrmConfig = match files.contains(&QRM_CONFIG) {
+            true => read_json(&dir.join(QRM_CONFIG))?,
+            false => QrmConfig::default(),
+        };
+        if qrm_config.reward_model == Some(RewardModelKind::Dpo) {
+            let within = format!("{}/", qrm_config.reference_dir()?);
+            // A policy that is published alone can be served against a reference from elsewhere.
+            if files.iter().any(|file| file.starts_with(&within)) {
+                self.checkpoint(&remote, &files, &within)?;
             }
-        } else {
-            let found = only_gguf(files.iter().copied()).map_err(|e| self.error("its weights", e))?;
-            self.file(&remote, found)?;
         }
         name(&self.repo).map_err(|e| self.error("the cache", e))?;
+        Ok(dir)
+    }
+
+    /// Fetches the checkpoint in a directory of the repository, `""` or `reference/`, and gives where it is now.
+    fn checkpoint(&self, remote: &ApiRepo, files: &[&str], within: &str) -> Result<PathBuf, CheckpointError> {
+        let files = files.iter().filter_map(|file| file.strip_prefix(within));
+        let files: Vec<&str> = files.filter(|file| !file.contains('/')).collect();
+        let fetch = |file: &str| self.file(remote, &format!("{within}{file}"));
+        let dir = fetch(CONFIG)?.parent().map(Path::to_owned).unwrap_or_default();
+        fetch("tokenizer.json")?;
+        for file in OPTIONAL.iter().filter(|file| files.contains(file)) {
+            fetch(file)?;
+        }
+        if files.contains(&SINGLE) {
+            fetch(SINGLE)?;
+        } else if files.contains(&INDEX) {
+            for file in Index::read(&fetch(INDEX)?)?.files() {
+                fetch(file)?;
+            }
+        } else {
+            fetch(only_gguf(files.iter().copied()).map_err(|e| self.error("its weights", e))?)?;
+        }
         Ok(dir)
     }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::config::architecture;
 use super::fields::{FieldError, Fields};
+use super::{CheckpointError, QRM_CONFIG};
 use crate::reward::HeadKind;
 
 /// The kinds of reward model a checkpoint may say it is.
@@ -60,6 +61,16 @@ pub struct QrmConfig {
 }
 
 impl QrmConfig {
+    /// The directory of the reference policy of a `dpo` checkpoint, as a name that does not lead out of its own.
+    pub(crate) fn reference_dir(&self) -> Result<&str, CheckpointError> {
+        let name = self.reference.as_deref().unwrap_or("reference");
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+            let message = format!("reference {name:?} is not the name of a directory within this one");
+            return Err(CheckpointError::config(QRM_CONFIG, message));
+        }
+        Ok(name)
+    }
+
     /// The head the checkpoint declares; none where it leaves that to `architectures`.
     pub(super) fn head(&self) -> Option<HeadKind> {
         match self.reward_model {

@@ -70,20 +70,33 @@ fn respond(path: &str, range: Option<String>, dir: &Path) -> (&'static str, Stri
         if !["main", "v2"].contains(&revision) {
             return missing;
         }
-        let files = fs::read_dir(dir).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
-        let siblings: Vec<_> = files.map(|name| json!({ "rfilename": name })).collect();
+        let siblings: Vec<_> = files(dir, "").iter().map(|name| json!({ "rfilename": name })).collect();
         let body = json!({"sha": COMMIT, "siblings": siblings, "private": false}).to_string();
         return ("200 OK", "Content-Type: application/json\r\n".into(), body.into_bytes());
     }
     let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
     let Some(content) = name.and_then(|name| fs::read(dir.join(name)).ok()) else { return missing };
-    let common = format!("ETag: \"etag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\n", name.unwrap_or_default());
+    let etag = name.unwrap_or_default().replace('/', "-"); // a file's name in the cache
+    let common = format!("ETag: \"etag-{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
     let Some(range) = range else { return ("200 OK", common, content) };
     let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
     let from: usize = from.parse().unwrap();
     let to = to.parse().map_or(content.len(), |to: usize| content.len().min(to + 1));
     let extra = format!("{common}Content-Range: bytes {from}-{}/{}\r\n", to - 1, content.len());
     ("206 Partial Content", extra, content[from..to].to_vec())
+}
+
+/// The names of all files in a directory, those of directories within it after their own.
+fn files(dir: &Path, within: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir.join(within)).unwrap() {
+        let name = format!("{within}{}", entry.unwrap().file_name().into_string().unwrap());
+        match dir.join(&name).is_dir() {
+            true => all.extend(files(dir, &format!("{name}/"))),
+            false => all.push(name),
+        }
+    }
+    all
 }
 
 #[test]
@@ -134,6 +147,43 @@ fn shards_and_gguf_are_found() {
     assert!(message.contains("neither model.safetensors"), "{message}");
     fs::write(path("weights.gguf"), "GGUF").unwrap();
     assert!(server.hub("org/tiny", cache.path()).fetch().unwrap().join("weights.gguf").exists());
+}
+
+#[test]
+fn a_reference_comes_with_its_policy_and_nothing_else_does() {
+    let source = copy("qwen2");
+    let path = |name: &str| source.path().join(name);
+    let write = |reward_model: &str, reference: &str| {
+        let config = json!({"reward_model": reward_model, "beta": 0.1, "reference": reference});
+        fs::write(path("qrm_config.json"), config.to_string()).unwrap();
+    };
+    let template = json!({"chat_template": "{{ messages[0].content }}"}).to_string();
+    fs::write(path("chat_template.json"), template).unwrap();
+    for within in ["base", "checkpoint-1"] {
+        fs::create_dir(path(within)).unwrap();
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            fs::copy(path(file), path(within).join(file)).unwrap();
+        }
+    }
+    let server = Server::start(source.path().to_owned());
+    let fetch = || {
+        let cache = TempDir::new().unwrap();
+        let dir = server.hub("org/tiny", cache.path()).fetch();
+        (cache, dir)
+    };
+    write("dpo", "base");
+    let (_cache, dir) = fetch();
+    let dir = dir.unwrap();
+    assert!(dir.join("chat_template.json").exists() && !dir.join("checkpoint-1").exists());
+    assert!(RewardModel::load(&dir).is_ok());
+    // What is published without it may have one from elsewhere; what has another head needs none.
+    for (reward_model, reference) in [("dpo", "reference"), ("q_vocab", "base")] {
+        write(reward_model, reference);
+        let (_cache, dir) = fetch();
+        assert!(!dir.unwrap().join("base").exists(), "{reward_model}");
+    }
+    write("dpo", "../base");
+    assert!(fetch().1.unwrap_err().to_string().contains("../base"));
 }
 
 #[test]
