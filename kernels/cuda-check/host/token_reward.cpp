@@ -7,12 +7,11 @@
 
 using namespace check;
 
-// Chunk after chunk, as the multiply would leave them, each with `spare` columns that are not vocabulary.
-template <class T> void reduces(int n, int vocabulary, int chunk, int spare, Numbers which) {
-    const int ld = chunk + spare;
-    auto logits = numbers<T>(size_t(n) * vocabulary, which);
-    const auto targets = indices(n, vocabulary);
-    if (n > 1) std::fill(&logits[0], &logits[vocabulary - 1], T(-INFINITY));  // all but one are out of T's range
+// The rewards of logits [n, V], chunk after chunk as the multiply would leave them, rows of `ld`, of which what is
+// beyond the chunk is not vocabulary.
+template <class T>
+std::vector<float> reduced(const std::vector<T>& logits, const std::vector<unsigned>& targets, int chunk, int ld) {
+    const int n = int(targets.size()), vocabulary = int(logits.size()) / n;
     std::vector<RowState> states(n, RowState{NEVER, NEVER, 0, 0});
     for (int first = 0; first < vocabulary; first += chunk) {
         const int columns = std::min(chunk, vocabulary - first);
@@ -22,6 +21,14 @@ template <class T> void reduces(int n, int vocabulary, int chunk, int spare, Num
             KERNEL_FOR(T, logits_reduce)(part.data(), ld, first, columns, targets.data(), states.data(), n);
         });
     }
+    return merged(states, 1);
+}
+
+template <class T> void reduces(int n, int vocabulary, int chunk, int spare, Numbers which) {
+    const int ld = chunk + spare;
+    auto logits = numbers<T>(size_t(n) * vocabulary, which);
+    const auto targets = indices(n, vocabulary);
+    if (n > 1) std::fill(&logits[0], &logits[vocabulary - 1], T(-INFINITY));  // all but one are out of T's range
     Rewards rewards;
     for (int i = 0; i < n; ++i) {
         const T* row = &logits[size_t(i) * vocabulary];
@@ -30,7 +37,9 @@ template <class T> void reduces(int n, int vocabulary, int chunk, int spare, Num
         rewards.add(exact, targets[i], 0);
     }
     const auto shape = text("n ", n, ", V ", vocabulary, " by ", chunk, " of ", ld, ", ", name(which));
-    compare("logits_reduce", text(Type<T>::name, ", ", shape), merged(states, 1), rewards.all());
+    compare("logits_reduce", text(Type<T>::name, ", ", shape), reduced(logits, targets, chunk, ld), rewards.all());
+    for (int i = 0; i < n; ++i) logits[size_t(i) * vocabulary + vocabulary / 2] = T(NAN);
+    nowhere("logits_reduce", text(Type<T>::name, ", ", shape, ", one broken"), reduced(logits, targets, chunk, ld));
 }
 
 // All rows' rewards by the multiply, `together` tiles of rows side by side.
@@ -47,6 +56,11 @@ template <class T> std::vector<float> multiplied(const Head<T>& head, int togeth
 template <class T> void multiplies(int n, int vocabulary, int d, Logits which) {
     const Head<T> head(n, vocabulary, d, which);
     compare("token_reward_mma", head.shape(), multiplied(head, 1), truth(head));
+    const int third = vocabulary / 3;
+    for (int count : {1, vocabulary - third}) {
+        const Head<T> broken = head.broken(third, count);
+        nowhere("token_reward_mma", text(head.shape(), ", ", count, " broken"), multiplied(broken, 1));
+    }
 }
 
 // A row's result depends neither on the other rows nor on the grid.

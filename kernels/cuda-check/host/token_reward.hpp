@@ -35,6 +35,13 @@ template <class T> struct Head {
         }
     }
 
+    // The same, but the logits of `count` columns from `first` on are not a number.
+    Head broken(int first, int count) const {
+        Head other = *this;
+        for (int v = first; v < first + count; ++v) other.weight[size_t(v) * d] = T(NAN);
+        return other;
+    }
+
     // The head of one row.
     Head row(int i) const {
         Head one = *this;
@@ -111,6 +118,15 @@ inline std::vector<float> merged(const std::vector<RowState>& partials, int spli
     std::vector<float> out(4 * n, NAN);
     host::launch(dim3((n + 31) / 32), 32, 0, [&] { token_reward_merge(partials.data(), splits, out.data(), n); });
     return out;
+}
+
+// A logit that is not a number is not one that is not there: no row has a logsumexp or an entropy.
+inline void nowhere(const std::string& kernel, const std::string& what, const std::vector<float>& out) {
+    const size_t n = out.size() / 4;
+    bool none = true;
+    for (size_t i = 0; i < n; ++i) none &= std::isnan(out[n + i]) && std::isnan(out[3 * n + i]);
+    std::printf("%-22s %-58s %s\n", kernel.c_str(), what.c_str(), none ? "no number" : "FAILED");
+    all_within &= none;
 }
 
 // One row's part of that.

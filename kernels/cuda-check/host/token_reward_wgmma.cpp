@@ -26,6 +26,7 @@ template <class T> void multiplies(int n, int vocabulary, int d, Logits which) {
     const auto one = multiplied(head, 1, 1);
     compare("token_reward_wgmma", head.shape(), one, truth(head));
     same_bits("token_reward_wgmma", head.shape() + ", a cluster of 2", multiplied(head, 2, 2), one);
+    nowhere("token_reward_wgmma", head.shape() + ", one broken", multiplied(head.broken(vocabulary / 3, 1), 1, 1));
 }
 
 // A row's result does not depend on the others. Of the 6 tiles of this grid 3 have rows, so that a cluster is half

@@ -23,14 +23,15 @@ constexpr Sums NO_LOGITS{NEVER, 0, 0};
 
 __device__ inline RowState row_state(const Sums& s, float target) { return {s.max, target, s.sum, s.moment}; }
 
-// The sums of both together. The side of the larger maximum keeps its own; an empty side changes nothing.
+// The sums of both together. The side of the larger maximum keeps its own; an empty side changes nothing, one whose
+// sum is not a number makes the other's so.
 template <class State> __device__ State merge_sums(const State& a, const State& b) {
     State high = a, low = b;
     if (a.max < b.max) {
         high = b;
         low = a;
     }
-    if (low.sum > 0) {
+    if (low.sum != 0) {
         const float shift = low.max - high.max;
         const decltype(low.sum) factor = expf(shift);
         high.sum += factor * low.sum;
@@ -44,6 +45,9 @@ __device__ inline RowState merge(const RowState& a, const RowState& b) {
     both.target = fmaxf(a.target, b.target);
     return both;
 }
+
+// x, lifted to `low` where rounding left it below; what is not a number stays so.
+__device__ inline float at_least(float low, float x) { return x < low ? low : x; }
 
 // e^x for x ≤ 0, 0 where that is below the smallest normal number. One instruction and a multiply.
 __device__ inline float exp_fast(float x) {
@@ -59,7 +63,7 @@ __device__ inline float exp_fast(float x) {
 }
 
 // The sums of COUNT logits, `logit(i)`, in each of LANES neighbouring lanes together; every one of the lanes gets
-// it. A logit of −∞ is not there.
+// it. A logit of −∞ is not there; one that is not a number makes the sum so.
 template <int COUNT, int LANES, class Logit> __device__ Sums summarize(Logit logit) {
     float max = logit(0);
 #pragma unroll
@@ -67,15 +71,14 @@ template <int COUNT, int LANES, class Logit> __device__ Sums summarize(Logit log
 #pragma unroll
     for (int lane = 1; lane < LANES; lane *= 2) max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, lane));
 
+    const float from = max == NEVER ? 0.0f : max;  // where none is there, −∞ − (−∞) is no number
     float sum = 0.0f, moment = 0.0f;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-        // e^-128 is 0 already, and 0 · −∞ has no place in a moment; nor has the NaN of −∞ − (−∞), where none is
-        // there.
-        const float shifted = fmaxf(logit(i) - max, -128.0f);
+        const float shifted = logit(i) - from;
         const float e = exp_fast(shifted);
         sum += e;
-        moment = fmaf(e, shifted, moment);
+        moment = fmaf(e, fmaxf(shifted, -128.0f), moment);  // e^-128 is 0 already, 0 · −∞ has no place in a moment
     }
 #pragma unroll
     for (int lane = 1; lane < LANES; lane *= 2) {

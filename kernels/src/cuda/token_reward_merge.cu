@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int split = 1; split < splits; ++split) state = merge(state, partials[size_t(split) * n + row]);
     const double log_sum = log(state.sum);
     out[row] = state.target;
-    out[size_t(n) + row] = fmaxf(float(state.max + log_sum), state.max);
+    out[size_t(n) + row] = at_least(state.max, float(state.max + log_sum));
     out[2 * size_t(n) + row] = state.max;
-    out[3 * size_t(n) + row] = fmaxf(float(log_sum - state.moment / state.sum), 0.0f);
+    out[3 * size_t(n) + row] = at_least(0.0f, float(log_sum - state.moment / state.sum));
 }
