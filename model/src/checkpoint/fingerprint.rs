@@ -1,9 +1,9 @@
 //! A short name for what is in a checkpoint directory, the same wherever it lies.
 //!
 //! Files of up to 64 MiB are read whole. Of larger ones, blocks: [`BLOCKS`] of them from one end to the other, and the
-//! first of each tensor in safetensors. So whatever changes a run of bytes longer than a 4000th of its file changes the
+//! first of each tensor in safetensors. So whatever changes a run of bytes longer than a 500th of its file changes the
 //! name, and so does what changes most of any one tensor: a merged adapter, a trained head. Single numbers may change
-//! unseen; hashing all of a large model would take longer than loading it.
+//! unseen; hashing all of a large model would take longer than loading it, and on a network's disk so would many more blocks.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,8 +16,10 @@ use super::safetensors::read_header;
 
 /// Bytes that are read together.
 const BLOCK: u64 = 16 << 10;
-/// Blocks of a file, and so many in all of a larger one.
-const BLOCKS: u64 = 4096;
+/// Blocks of a file that is not read whole.
+const BLOCKS: u64 = 512;
+/// The largest file that is.
+const WHOLE: u64 = 64 << 20;
 /// Ends of the names of files that make up a model: JSON, chat template, weights.
 const PARTS: [&str; 4] = ["json", "jinja", "safetensors", "gguf"];
 
@@ -35,7 +37,7 @@ pub(super) fn fingerprint(dir: &Path) -> io::Result<String> {
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         hash.update(length.to_le_bytes());
         let mut starts = spread(length);
-        if length > BLOCK * BLOCKS && path.extension().is_some_and(|end| end == "safetensors") {
+        if length > WHOLE && path.extension().is_some_and(|end| end == "safetensors") {
             starts.extend(tensors(&mut file)?.into_iter().filter(|start| *start < length));
         }
         for start in starts {
@@ -51,7 +53,7 @@ pub(super) fn fingerprint(dir: &Path) -> io::Result<String> {
 /// Where the blocks of a file begin, both its ends among them.
 fn spread(length: u64) -> Vec<u64> {
     let last = length.saturating_sub(BLOCK);
-    let stride = (last / (BLOCKS - 1)).max(BLOCK);
+    let stride = if length > WHOLE { last / (BLOCKS - 1) } else { BLOCK };
     (0..last).step_by(usize::try_from(stride).unwrap_or(usize::MAX)).chain([last]).collect()
 }
 
@@ -118,7 +120,7 @@ mod tests {
             fingerprint(dir.path()).unwrap()
         };
         // A norm that no block meets, between two matrices.
-        let norm = spread(LARGE)[2000] + BLOCK + 5000;
+        let norm = spread(LARGE)[200] + BLOCK + 5000;
         assert!(spread(LARGE).iter().all(|start| *start > norm + 256 || start + BLOCK <= norm));
         let tensor = |from: u64, to: u64| {
             let offsets = [from - DATA, to - DATA];
@@ -130,7 +132,7 @@ mod tests {
         change(0, &(DATA - 8).to_le_bytes());
         let mut seen = vec![change(8, format!("{:<1016}", header.to_string()).as_bytes())];
         seen.push(change(norm, &[1]));
-        seen.push(change(LARGE / 3, &[1; 64 << 10]));
+        seen.push(change(LARGE / 3, &[1; 400 << 10]));
         seen.push(change(LARGE - 1, &[1]));
         let all = seen.len();
         seen.dedup();
