@@ -11,9 +11,9 @@ pub(super) struct Judge {
     pub(super) label: &'static str,
     /// The reward model; none: the verifier.
     pub(super) model: Option<&'static str>,
-    /// Learning rate of the policies it trains, for one move a step. For Q-RM and ORM the better of 3e-5 and 1e-4 on
-    /// validation problems, by REINFORCE: 1e-4 brings out what a reward at every token has to say, and destroys a policy
-    /// by the ORM's. The backbone has the Q-RM's, the others, not compared in this way, the smaller.
+    /// Learning rate of the policies it trains, for one move a step: the better of 3e-5 and 1e-4 on validation problems, by
+    /// REINFORCE. The larger brings out what Q-RM has to say, and by the ORM, the PRM or the DPO-RM it destroys a policy. The
+    /// backbone has the Q-RM's; Q-RM's logits and its scalar head, not compared in this way, have the smaller.
     pub(super) lr: f64,
     /// Flags of a run.
     pub(super) flags: &'static str,
