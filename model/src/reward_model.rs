@@ -279,6 +279,14 @@ impl RewardModel {
         self.steps.as_ref().map(|steps| steps.at(last_tokens, logit))
     }
 
+    /// A step-level model under training has the steps it will be served with, whatever it starts from: ended by `separator`,
+    /// the scalar squashed by tanh. Nothing to other models.
+    pub fn set_steps(&mut self, separator: &str) {
+        if let Some(steps) = &mut self.steps {
+            *steps = Steps { separator: separator.into(), tanh: true };
+        }
+    }
+
     /// Number of weights.
     pub fn parameters(&self) -> usize {
         self.parameters

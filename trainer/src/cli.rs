@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use qrm_model::RewardModel;
+use qrm_model::checkpoint::Checkpoint;
 use qrm_model::reward::HeadKind;
 use qrm_model::training::{Lora, Method};
 
@@ -209,9 +210,9 @@ struct EvaluateArgs {
     /// Leaves the end-of-sequence token off the answers.
     #[arg(long)]
     no_append_eos: bool,
-    /// Scales margins to log odds, for the calibration.
-    #[arg(long, default_value_t = 0.2)]
-    beta: f64,
+    /// Scales margins to log odds, for the calibration; default: the β that the checkpoint was trained with, or 0.2.
+    #[arg(long)]
+    beta: Option<f64>,
     /// Judges random rewards too, of this seed: a control.
     #[arg(long)]
     noise: Option<u64>,
@@ -357,7 +358,12 @@ impl EvaluateArgs {
             HeadKind::Dpo => Score::Sum,
             HeadKind::QVocab | HeadKind::QScalar => Score::MeanLogit,
         };
-        let mut evaluation = evaluate(&model, &examples, score, self.beta, self.micro_batch_tokens)?;
+        let beta = match (self.beta, model.head()) {
+            (Some(beta), _) => beta,
+            (None, HeadKind::Dpo) => 1.0, // its rewards have β in them
+            (None, _) => Checkpoint::open(&self.model)?.qrm_config().beta.unwrap_or(0.2),
+        };
+        let mut evaluation = evaluate(&model, &examples, score, beta, self.micro_batch_tokens)?;
         if let Some(seed) = self.noise {
             evaluation.readings.insert("noise", noise(&examples, seed));
         }

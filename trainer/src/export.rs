@@ -36,11 +36,12 @@ impl Store {
 }
 
 /// Files that go along unchanged.
-const COPIED: [&str; 6] = [
+const COPIED: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "tokenizer.model",
 ];
@@ -77,7 +78,7 @@ pub fn write(
         std::fs::write(dir.join("config.json"), pretty(&config))?;
         std::fs::write(dir.join("qrm_config.json"), pretty(&qrm_config(model, card)))?;
         if model.head() == HeadKind::Dpo {
-            copy_checkpoint(base, &dir.join("reference"))?;
+            copy_language_model(base, &dir.join("reference"))?;
         }
         if let Method::Lora(lora) = method {
             adapter(model, lora, base, &dir.join("adapter"))?;
@@ -87,8 +88,24 @@ pub fn write(
     files::directory(to, write).with_context(|| format!("writing {}", to.display()))
 }
 
-/// All tensors by Hugging Face name, adapters merged.
+/// All tensors by the names that `transformers` has for the class of [`config`].
 fn weights(model: &RewardModel, method: &Method, base: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
+    let mut all = merged(model, method, base)?;
+    // A base may call its scalar head otherwise, and then it is loaded as if there were none.
+    for part in ["weight", "bias"] {
+        if let Some(head) = ["v_head", "reward_head"].iter().find_map(|n| all.remove(&format!("{n}.{part}")))
+        {
+            all.insert(format!("score.{part}"), head);
+        }
+    }
+    if model.head() == HeadKind::Outcome {
+        all.remove("score.bias"); // `…ForSequenceClassification` has none, and all answers had it alike
+    }
+    Ok(all)
+}
+
+/// All tensors, adapters merged.
+fn merged(model: &RewardModel, method: &Method, base: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
     let trained: BTreeMap<&str, &Tensor> = model.trained().iter().map(|(n, v)| (n, v.as_tensor())).collect();
     let Method::Lora(lora) = method else {
         return Ok(trained.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect());
@@ -178,12 +195,12 @@ fn qrm_config(model: &RewardModel, card: &Card) -> Value {
     Value::Object(config)
 }
 
-/// The files of a checkpoint, without what lies below it.
-fn copy_checkpoint(from: &Path, to: &Path) -> anyhow::Result<()> {
+/// The files of a checkpoint, without what lies below it, and what makes a reward model of it.
+fn copy_language_model(from: &Path, to: &Path) -> anyhow::Result<()> {
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        if entry.path().is_file() {
+        if entry.path().is_file() && entry.file_name() != "qrm_config.json" {
             std::fs::copy(entry.path(), to.join(entry.file_name()))?;
         }
     }

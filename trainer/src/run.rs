@@ -85,8 +85,9 @@ pub struct Run {
 impl Run {
     /// Trains, and writes the finished model to `output/model`: the first of the workers does, and gives the evaluation.
     pub fn run(&self, workers: &Workers) -> anyhow::Result<Option<Evaluation>> {
-        let model = RewardModel::load_for_training(&self.model, self.head, &self.method, self.seed)
+        let mut model = RewardModel::load_for_training(&self.model, self.head, &self.method, self.seed)
             .with_context(|| format!("the checkpoint {} cannot be trained", self.model.display()))?;
+        model.set_steps(&self.step_separator);
         let format = Format { kind: self.kind, append_eos: self.append_eos };
         let mut train = data::load(&self.train, format, &model)?;
         let mut held_out = match &self.eval {
@@ -336,11 +337,14 @@ impl<'a> Training<'a> {
         let Some(report) = &self.report else { return Ok(None) };
         report.finish();
         if let Some((step, _)) = self.position.best
+            && run.best
             && step != self.schedule.steps
         {
             self.say(&format!("the best evaluation was at step {step}: that model is kept"));
             self.states.restore_best(&self.model)?;
             self.evaluate()?;
+        } else if self.evaluation.is_none() {
+            self.evaluate()?; // taken up after its last step
         }
         let beta_gamma = match run.objective {
             Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => Some((p.beta, p.gamma)),

@@ -153,11 +153,56 @@ fn steps_are_learned_and_served_where_they_end() {
     let steps = of("a b\nq\nc\n", None);
     assert_eq!(steps.len(), 3);
     assert!(steps[0] > 0.5 && steps[1] < -0.5 && steps[2] > 0.5, "{steps:?}");
+    // What was measured in training is what is served: squashed, at the ends that the checkpoint has.
+    let config = work.path("prm/model/qrm_config.json");
+    let config: Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+    assert!(config["stats"]["std"].as_f64().unwrap() < 1.0, "{config}");
     // At the end of sequence stands what stands at the last step.
     let eos = model.eos_token_id();
     for (text, sign) in [("a b\nq\n", -1.0), ("q\nc\n", 1.0)] {
         let steps = of(text, eos);
         assert!(steps.len() == 3 && steps[1..].iter().all(|r| r * sign > 0.5), "{steps:?}");
+    }
+}
+
+#[test]
+fn reward_models_start_from_reward_models() {
+    let work = Work::new();
+    let start = |kind: &str, from: PathBuf, output: &str, flags: &[&str]| {
+        work.train(kind, from.to_str().unwrap(), output, &[&["--steps", "2"], flags].concat());
+        work.path(output).join("model")
+    };
+    // A DPO policy on top of another: the reference is that policy, not what it was read against.
+    let first = start("dpo", fixture("qwen2"), "dpo", &[]);
+    let second = start("dpo", first, "dpo-again", &[]);
+    assert_eq!(score(&second).0, HeadKind::Dpo);
+    // A scalar head by another name: `transformers` knows it as `score`, and of whole answers without a bias.
+    let renamed = work.path("v-head");
+    std::fs::create_dir(&renamed).unwrap();
+    let scalar = fixture("qwen2-token-classification");
+    for file in std::fs::read_dir(&scalar).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), renamed.join(file.file_name())).unwrap();
+    }
+    let weights = renamed.join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&weights, &candle_core::Device::Cpu).unwrap();
+    let tensors = tensors.into_iter().map(|(name, t)| (name.replace("score.", "v_head."), t));
+    candle_core::safetensors::save(&tensors.collect(), &weights).unwrap();
+    std::fs::write(renamed.join("chat_template.json"), "{\"chat_template\": \"{{ messages }}\"}").unwrap();
+    for (kind, flags, names) in [
+        ("qrm", &["--head", "scalar"][..], vec!["score.bias", "score.weight"]),
+        ("orm", &[], vec!["score.weight"]),
+        ("orm", &["--lora-rank", "2"], vec!["score.weight"]),
+    ] {
+        let output = format!("{kind}{}", flags.len() + names.len());
+        let model = start(kind, renamed.clone(), &output, flags);
+        let bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+        let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut heads: Vec<_> = all.names().into_iter().filter(|n| !n.starts_with("model.")).collect();
+        heads.sort_unstable();
+        assert_eq!(heads, names, "{kind} {flags:?}");
+        assert!(score(&model).1[0].logit.iter().all(|z| z.is_finite()));
+        assert!(model.join("chat_template.json").exists());
     }
 }
 
@@ -196,6 +241,15 @@ fn a_killed_run_goes_on_to_the_same_model() {
     // The same flags give the same bits with another number of threads.
     work.train("qrm", "qwen3", "threads", &[&flags[..], &["--threads", "1"]].concat());
     assert_eq!(work.weights("whole"), work.weights("threads"));
+    // Where only the end was lost, it is made again, with all that was measured.
+    let eval = work.path("eval.jsonl");
+    let flags_eval = [&flags[..2], &["--eval", eval.to_str().unwrap(), "--save-every", "40"]].concat();
+    work.train("qrm", "qwen3", "end", &flags_eval);
+    let config = || std::fs::read_to_string(work.path("end/model/qrm_config.json")).unwrap();
+    let before = config();
+    std::fs::remove_dir_all(work.path("end/model")).unwrap();
+    work.train("qrm", "qwen3", "end", &[&flags_eval[..], &["--resume"]].concat());
+    assert_eq!(config(), before);
     // Another run's state is refused, whether the flags, the checkpoint or the data are others; and by a run of its own.
     let refused = |base: &str, flags: &[&str], why: &str| {
         let refused = work.command("qrm", base, "cut", flags).output().unwrap();
