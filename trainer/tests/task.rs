@@ -151,6 +151,16 @@ fn a_model_starts_from_nothing_and_learns() {
     let path = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
     let (start, sft) = (path("start"), path("sft"));
     trainer(&["task", "start", "--hidden-size", "32", "--layers", "2", "--heads", "2", "--output", &start]);
+    let again = Command::new(env!("CARGO_BIN_EXE_qrm-trainer"));
+    let refused = |mut command: Command, args: &[&str], why: &str| {
+        let output = command.args(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && stderr.contains(why), "{stderr}");
+    };
+    refused(again, &["task", "start", "--output", &start], "not empty");
+    let none = Command::new(env!("CARGO_BIN_EXE_qrm-trainer"));
+    let flags = ["--problems", "1", "--fewest-events", "5", "--output", &sft];
+    refused(none, &[&["task", "sample", "--model", &start], &flags[..]].concat(), "no stories");
     let model = RewardModel::load(Path::new(&start)).unwrap();
     // Digits are tokens of their own, and any text survives.
     let text = "1234 + 5 = 1239\n";

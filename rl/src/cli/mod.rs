@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use qrm_model::RewardModel;
 use qrm_trainer::task::Split;
+use qrm_trainer::task::problem::events;
 
 use crate::reproduce::ReproduceArgs;
 use crate::rewards::{Asked, Rewards};
@@ -59,7 +60,7 @@ impl TaskArgs {
     fn source(&self, split: Split, policy: &RewardModel, seed: u64) -> anyhow::Result<Source> {
         match &self.data {
             Some(path) => Source::rows(path, policy, seed),
-            None => Ok(Source::arithmetic(split, self.fewest_events..=self.most_events, seed)),
+            None => Ok(Source::arithmetic(split, events(self.fewest_events, self.most_events)?, seed)),
         }
     }
 }

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use super::problem::{Generator, Problem, Split};
+use super::problem::{Generator, Problem, Split, events};
 use super::rows;
 use super::sample::{self, SampleArgs};
 use super::slips::{Slip, slip};
@@ -93,9 +93,8 @@ impl TaskCommand {
 
 impl DataArgs {
     fn run(self) -> anyhow::Result<()> {
-        anyhow::ensure!(1 <= self.fewest_events && self.fewest_events <= self.most_events, "no such stories");
         let mut rng = StdRng::seed_from_u64(self.seed);
-        let problems = Generator::new(self.split, self.fewest_events..=self.most_events, self.seed);
+        let problems = Generator::new(self.split, events(self.fewest_events, self.most_events)?, self.seed);
         let rows = problems.filter_map(|problem| self.rows.of(&problem, &mut rng)).take(self.count);
         let mut file = BufWriter::new(std::fs::File::create(&self.output)?);
         for row in rows {

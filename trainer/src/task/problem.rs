@@ -1,6 +1,7 @@
 //! Problems: a story told in words, and the equations that answer it.
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -154,17 +155,23 @@ impl Problem {
     }
 }
 
+/// The events of stories that there are.
+pub fn events(fewest: usize, most: usize) -> anyhow::Result<RangeInclusive<usize>> {
+    anyhow::ensure!(1 <= fewest && fewest <= most, "there are no stories of {fewest} to {most} events");
+    Ok(fewest..=most)
+}
+
 /// An endless sequence of problems.
 #[derive(Debug)]
 pub struct Generator {
     rng: StdRng,
     split: Split,
-    events: std::ops::RangeInclusive<usize>,
+    events: RangeInclusive<usize>,
 }
 
 impl Generator {
     /// Problems of `split` with this many events each, its difficulty.
-    pub fn new(split: Split, events: std::ops::RangeInclusive<usize>, seed: u64) -> Self {
+    pub fn new(split: Split, events: RangeInclusive<usize>, seed: u64) -> Self {
         // Splits do not share a sequence either.
         let seed = seed.wrapping_mul(3).wrapping_add(split as u64);
         Self { rng: StdRng::seed_from_u64(seed), split, events }

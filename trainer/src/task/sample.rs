@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::problem::{Generator, Problem, Split};
+use super::problem::{Generator, Problem, Split, events};
 use super::rows;
 use super::verifier::{Verdict, common_prefix, verify};
 use super::worked;
@@ -99,7 +99,7 @@ pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
         width: WIDTH,
         seed: args.seed,
     };
-    let events = args.fewest_events..=args.most_events;
+    let events = events(args.fewest_events, args.most_events)?;
     let problems: Vec<Problem> = Generator::new(args.split, events, args.seed).take(args.problems).collect();
     let mut file = BufWriter::new(std::fs::File::create(&args.output)?);
     let mut rng = StdRng::seed_from_u64(args.seed);

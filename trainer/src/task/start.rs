@@ -11,6 +11,7 @@ use serde_json::json;
 use super::problem::{Generator, Split};
 use super::{tokenizer, worked};
 use crate::export::save;
+use crate::files;
 
 /// The size of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
@@ -38,13 +39,19 @@ pub struct Shape {
 /// Problems that the tokenizer is trained on.
 const TOKENIZER_PROBLEMS: usize = 20_000;
 
-/// Writes tokenizer, config and random weights (normal, deviation 0.02) to `dir`; a Llama with tied embeddings.
+/// Writes tokenizer, config and random weights (normal, deviation 0.02) to `dir`, whole or not at all; a Llama with tied
+/// embeddings.
 pub fn write(shape: Shape, seed: u64, dir: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(
         shape.heads > 0 && shape.hidden_size.is_multiple_of(2 * shape.heads),
         "the width must be an even multiple of the heads"
     );
-    std::fs::create_dir_all(dir)?;
+    let is_empty = !dir.exists() || std::fs::read_dir(dir)?.next().is_none();
+    anyhow::ensure!(is_empty, "{} is not empty", dir.display());
+    files::directory(dir, |dir| fill(shape, seed, dir))
+}
+
+fn fill(shape: Shape, seed: u64, dir: &Path) -> anyhow::Result<()> {
     let problems = Generator::new(Split::Train, 1..=4, seed).take(TOKENIZER_PROBLEMS);
     let mut rng = StdRng::seed_from_u64(seed);
     let texts = problems.flat_map(move |p| [worked::answer(&p, &mut rng), p.question]);
