@@ -39,7 +39,9 @@ impl Push {
         let scores: Vec<f32> = rewards.iter().map(|r| score(r, is_immediate)).collect();
         scale(&mut rewards, &rollout.reward, s.normalize);
         if s.end_by_mean && is_immediate {
-            rewards.iter_mut().for_each(|r| end_by_mean(r));
+            // An answer that was cut off has no end: its last token is one like the others.
+            let each = rewards.iter_mut().zip(&rollout.answers).filter(|(_, answer)| answer.finished);
+            each.for_each(|(r, _)| end_by_mean(r));
         }
         let kl: Vec<Vec<f32>> = old
             .iter()

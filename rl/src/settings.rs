@@ -71,6 +71,8 @@ pub struct Settings {
     pub seed: u64,
     /// Where its questions come from, in words: a run goes on only with the same.
     pub questions: String,
+    /// Where those are from that choose the best policy, in words.
+    pub validation: String,
     /// Version of the policy it started from, which is also the reference of the KL penalty.
     pub started: String,
     /// What judges, in words: a run goes on only under the same.
@@ -128,12 +130,14 @@ pub struct Settings {
 
 impl Settings {
     /// What has to be the same for a run to go on: everything but how long it is, where the rates do not depend on it, and how
-    /// closely it is watched.
+    /// closely it is watched, where that does not choose the policy that is kept.
     pub(crate) fn decisive(&self, sampler: &Sampler) -> Value {
         let steps = if self.decay == Decay::Constant { 0 } else { self.steps };
-        let (output, resume) = (PathBuf::new(), false);
-        let (eval_every, eval_samples, save_every) = (0, 0, 0);
-        let same = Self { output, steps, eval_every, eval_samples, save_every, resume, ..self.clone() };
+        let (output, save_every, resume) = (PathBuf::new(), 0, false);
+        let mut same = Self { output, steps, save_every, resume, ..self.clone() };
+        if !self.keep_best {
+            (same.eval_every, same.eval_samples, same.validation) = (0, 0, String::new());
+        }
         json!(format!("{same:?} {sampler:?}"))
     }
 

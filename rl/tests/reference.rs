@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor, Var};
 use clap::ValueEnum;
 use qrm_rl::objective::{clipped, entropy, kl, reinforce, value};
 use qrm_rl::push::Push;
-use qrm_rl::rollout::Rollout;
+use qrm_rl::rollout::{Answer, Rollout};
 use qrm_rl::settings::{Algorithm, Credit, Settings};
 use qrm_rl::signal::{Kl, Normalize};
 use qrm_trainer::optimizer::{Decay, Settings as Adam};
@@ -74,6 +74,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         prompts: 1,
         seed: 0,
         questions: String::new(),
+        validation: String::new(),
         started: String::new(),
         judge: String::new(),
         normalize: Normalize::from_str(&case.normalize, true).unwrap(),
@@ -110,6 +111,38 @@ fn close(what: &str, got: &[f32], want: &[f32]) {
     }
 }
 
+/// Answers of these rewards that all came to their end, or did not.
+fn rollout(rewards: &[Vec<f32>], reward: &str, finished: bool) -> Rollout {
+    let answer = |rewards: &Vec<f32>| Answer {
+        prompt_ids: [0].into(),
+        response_ids: vec![0; rewards.len()].into(),
+        is_right: false,
+        finished,
+    };
+    Rollout {
+        answers: rewards.iter().map(answer).collect(),
+        rewards: rewards.to_vec(),
+        reward: reward.into(),
+        sampling: Duration::ZERO,
+        scoring: Duration::ZERO,
+        waiting: Duration::ZERO,
+    }
+}
+
+#[test]
+fn an_answer_that_was_cut_off_has_no_end() {
+    let r = reference();
+    let case = r.pushes.iter().find(|c| c.algorithm == "reinforce" && c.reward == "logit").unwrap();
+    let ends = settings(Algorithm::Reinforce, case);
+    let keeps = Settings { end_by_mean: false, ..ends.clone() };
+    let push = |settings: &Settings, finished: bool| {
+        let rollout = rollout(&r.dense, "logit", finished);
+        Push::new(settings, &rollout, r.old.clone(), r.reference.clone(), Vec::new(), r.group).advantages
+    };
+    assert_eq!(push(&ends, false), push(&keeps, true));
+    assert_ne!(push(&ends, true), push(&keeps, true));
+}
+
 #[test]
 fn tokens_are_pushed_as_in_pytorch() {
     let r = reference();
@@ -120,14 +153,8 @@ fn tokens_are_pushed_as_in_pytorch() {
             "ppo" => (Algorithm::Ppo, r.values.clone()),
             _ => (Algorithm::Grpo, Vec::new()),
         };
-        let rollout = Rollout {
-            answers: Vec::new(),
-            rewards: if case.reward == "logit" { r.dense.clone() } else { r.sparse.clone() },
-            reward: case.reward.clone(),
-            sampling: Duration::ZERO,
-            scoring: Duration::ZERO,
-            waiting: Duration::ZERO,
-        };
+        let rewards = if case.reward == "logit" { &r.dense } else { &r.sparse };
+        let rollout = rollout(rewards, &case.reward, true);
         let settings = settings(algorithm, case);
         let push = Push::new(&settings, &rollout, r.old.clone(), r.reference.clone(), values, r.group);
         let what = format!("{} {} {} {}", case.algorithm, case.reward, case.normalize, case.kl_form);

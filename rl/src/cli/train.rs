@@ -149,6 +149,7 @@ impl TrainArgs {
             self.baseline == Baseline::None || !(is_grpo || self.credit == Credit::Return),
             "--baseline entropy is for tokens that are credited with their own reward, not with a sum"
         );
+        anyhow::ensure!(!self.best || self.eval_questions > 0, "--best needs --eval-questions");
         let policy = RewardModel::load(&self.policy)?;
         let started = policy.version().to_owned();
         let source = self.task.source(Split::Train, &policy, self.seed)?;
@@ -166,6 +167,7 @@ impl TrainArgs {
             prompts: self.prompts,
             seed: self.seed,
             questions: format!("{:?}", self.task),
+            validation: format!("{} of {:?}", self.eval_questions, self.eval_data),
             started,
             judge: format!("{:?}, {}, {:?}", self.judge, self.server.asked_for(), self.baseline),
             normalize: self.normalize,

@@ -31,7 +31,7 @@ pub(super) struct Trained {
     pub(super) curve: BTreeMap<usize, Vec<f32>>,
     /// Shares of the wall time that were spent waiting for rewards, by seed.
     pub(super) waiting: Vec<f32>,
-    /// How far the policy is from where it started, after the last step, by seed.
+    /// How far the policy is from where it started when the last step begins, by seed.
     pub(super) way: Vec<f32>,
 }
 

@@ -1,6 +1,7 @@
 //! The server that judges: one process with all reward models.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -17,7 +18,8 @@ pub(super) struct Server {
 
 impl Server {
     /// Serves `(name, checkpoint)`s on a free port; waits until it listens.
-    pub(super) fn start(models: &[(String, String)], log: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(models: &[(String, String)], log_file: &Path) -> anyhow::Result<Self> {
+        let mut log = File::create(log_file)?;
         let mut command = Command::new(program("qrm-server")?);
         command.args(["--port", "0", "--grpc-port", "0", "--log-format", "json"]);
         for (name, checkpoint) in models {
@@ -29,17 +31,15 @@ impl Server {
         let mut server = Self { child, url: String::new() };
         let mut lines = lines.map_while(Result::ok);
         for line in lines.by_ref() {
+            writeln!(log, "{line}")?;
             let fields = serde_json::from_str::<Value>(&line).unwrap_or_default()["fields"].take();
             if fields["message"] == "listening" {
                 server.url = format!("http://{}", fields["http"].as_str().unwrap_or_default());
                 break;
             }
         }
-        anyhow::ensure!(!server.url.is_empty(), "qrm-server does not listen");
-        let mut log = std::fs::File::create(log)?;
-        std::thread::spawn(move || {
-            lines.try_for_each(|line| std::io::Write::write_all(&mut log, line.as_bytes()))
-        });
+        anyhow::ensure!(!server.url.is_empty(), "qrm-server does not listen, see {}", log_file.display());
+        std::thread::spawn(move || lines.try_for_each(|line| writeln!(log, "{line}")));
         Ok(server)
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::super::results::Results;
 use super::super::stage::Workshop;
 
-/// Wall time, machine, waiting.
+/// Time of the commands, machine, waiting.
 pub(super) fn costs(text: &mut String, shop: &Workshop, results: &Results) -> anyhow::Result<()> {
     let took = shop.took()?;
     let (mut runs, mut looks, mut others) = (Vec::new(), 0.0, Vec::new());
@@ -19,7 +19,10 @@ pub(super) fn costs(text: &mut String, shop: &Workshop, results: &Results) -> an
     let policies = runs.iter().filter(|took| !took.stage.ends_with(".json")).count();
     let waiting = results.parts.iter().flat_map(|p| &p.arms).flat_map(|t| &t.waiting);
     let most = waiting.copied().fold(0.0, f32::max);
-    writeln!(text, "\n## Cost\n\n| stage | minutes |\n|---|---|")?;
+    writeln!(
+        text,
+        "\n## Cost\n\nOf commands, several of which ran side by side.\n\n| stage | minutes |\n|---|---|"
+    )?;
     for took in &others {
         writeln!(text, "| {} | {:.1} |", took.stage, took.seconds / 60.0)?;
     }

@@ -1,6 +1,7 @@
 //! Answers as the reward models judge them: how well right is told from wrong, rewards before and after, tokens.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use qrm_model::reward::RewardKind;
 use qrm_trainer::credit::answer;
@@ -21,14 +22,14 @@ pub(super) fn reward_models(text: &mut String, shop: &Workshop, models: &[&str])
             .iter()
             .filter_map(|row| row["eval/accuracy"].as_f64())
             .fold(None, |best, x| Some(best.map_or(x, |best: f64| best.max(x))));
-        let best = best.map_or("–".into(), |x| format!("{x:.3}"));
         let looks = looked(shop, &format!("before-{model}"))?;
         let (all, one) = (auc(&looks, |_, _| true), auc(&looks, |a, b| a.prompt == b.prompt));
-        writeln!(text, "| {model} | {best} | {all:.3} | {one:.3} |")?;
+        let [best, all, one] = [best, all, one].map(|x| x.map_or("–".into(), |x: f64| format!("{x:.3}")));
+        writeln!(text, "| {model} | {best} | {all} | {one} |")?;
     }
     Ok(writeln!(
         text,
-        "\nPairs: of the validation problems, as training measures them. AUC: a right and a wrong answer of the policy, to any \
+        "\nPairs: of the validation problems, at the evaluation that chose the model. AUC: a right and a wrong answer of the policy, to any \
          questions and to the same one, by what each kind of model compares: the mean of log φ, the sum of an outcome's and of \
          DPO's rewards, the least of the steps'."
     )?)
@@ -59,11 +60,15 @@ fn looked(shop: &Workshop, name: &str) -> anyhow::Result<Vec<Look>> {
             rewards: serde_json::from_value(row["rewards"].clone())?,
         })
     };
-    rows(&shop.path(&format!("looks/{name}.jsonl")))?.into_iter().map(of).collect()
+    rows(&path(shop, name))?.into_iter().map(of).collect()
 }
 
-/// How often a right answer has the higher score than a wrong one, of those that are compared.
-fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
+fn path(shop: &Workshop, name: &str) -> PathBuf {
+    shop.path(&format!("looks/{name}.jsonl"))
+}
+
+/// How often a right answer has the higher score than a wrong one, of those that are compared; none where no two are.
+fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> Option<f64> {
     let (right, wrong): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.is_right);
     let (mut sum, mut pairs) = (0.0, 0usize);
     for right in &right {
@@ -73,7 +78,7 @@ fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> f64 {
             pairs += 1;
         }
     }
-    sum / pairs.max(1) as f64
+    (pairs > 0).then(|| sum / pairs as f64)
 }
 
 /// The paper's Figures 1 and 5.
@@ -84,8 +89,11 @@ pub(super) fn looks(text: &mut String, shop: &Workshop, models: &[&str]) -> anyh
         let scores = |looks: Vec<Look>| looks.iter().map(|look| look.score() as f32).collect::<Vec<f32>>();
         let mut sets = vec![("before".to_owned(), scores(looked(shop, &format!("before-{model}"))?))];
         for algorithm in ["reinforce", "ppo"] {
-            let after = scores(looked(shop, &format!("after-{algorithm}-{model}"))?);
-            sets.push((format!("after {}", algorithm.to_uppercase()), after));
+            let after = format!("after-{algorithm}-{model}");
+            // Without them where no policy has this model's default reward.
+            if path(shop, &after).exists() {
+                sets.push((format!("after {}", algorithm.to_uppercase()), scores(looked(shop, &after)?)));
+            }
         }
         let title = format!("Rewards of {model} before and after training with it");
         let file = format!("plots/rewards-{model}.svg");

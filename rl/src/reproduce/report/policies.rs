@@ -29,7 +29,7 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
         "{steps} steps of {answers} answers; the policy of the best validation is kept and tested on held-out problems. Mean ± \
          standard deviation over seeds. Margin: points of Pass@1 over ORM with the same algorithm. Steps: the first at which \
          the validation curve is where ORM's is at its best. Last: validation after the last step. Way: mean \
-         |log π − log π_SFT| of a token then.\n"
+         |log π − log π_SFT| of a token as that step begins.\n"
     )?;
     writeln!(
         text,
@@ -43,7 +43,7 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
     let before = [figure("pass_at_1"), figure("greedy_pass_at_1"), figure(&most)];
     writeln!(text, "| SFT | | {} | {} | {} | | | | | | |", before[0], before[1], before[2])?;
     for trained in part.arms.iter().filter(|t| !t.tests.is_empty()) {
-        let outcome = part.outcome(trained.arm.algorithm);
+        let outcome = part.outcome(trained.arm.algorithm).filter(|orm| !orm.tests.is_empty());
         let mean = |t: &Trained| moments(t.test("pass_at_1").iter()).0;
         let margin = outcome.map_or("".into(), |orm| format!("{:+.1}", 100.0 * (mean(trained) - mean(orm))));
         let steps = outcome.and_then(Trained::best).map_or("".into(), |goal| {
