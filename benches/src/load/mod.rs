@@ -55,7 +55,12 @@ struct Client<'a> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let keys: Vec<String> = match &args.keys {
-        Some(path) => std::fs::read_to_string(path)?.lines().map(str::to_owned).collect(),
+        Some(path) => {
+            // A line is `KEY` or `NAME KEY`.
+            let text = std::fs::read_to_string(path)?;
+            let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+            lines.filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect()
+        }
         None => Vec::new(),
     };
     let get = |path: &str| {
