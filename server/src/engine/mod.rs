@@ -94,27 +94,28 @@ impl Engine {
             Some(tokens) => tokens as f64,
             None => budget::measure(&copies.first, &cost, &pools[0]),
         };
-        let queue = Arc::new(Queue::new(limits, cost, budget, metrics.clone()));
-        // Workers of the same copy share its cache.
-        let mut caches: Vec<(Arc<RewardModel>, Arc<Cache>)> = Vec::new();
-        let mut workers = Vec::with_capacity(models.len());
+        let queue = Arc::new(Queue::new(limits, cost, budget, models.len(), metrics.clone()));
+        // Dropped where one cannot be started, which ends those that were.
+        let mut engine = Self { queue, workers: Vec::new(), budget, caches: Vec::new(), metrics };
+        let mut of_models: Vec<(&Arc<RewardModel>, Arc<Cache>)> = Vec::new();
         for (i, (model, pool)) in models.into_iter().zip(pools).enumerate() {
-            let cache = match caches.iter().find(|(of, _)| Arc::ptr_eq(of, model)) {
+            // Workers of the same copy share its cache.
+            let cache = match of_models.iter().find(|(of, _)| Arc::ptr_eq(of, model)) {
                 Some((_, cache)) => cache.clone(),
                 None => {
                     let cache = PrefixCache::new(model, cache_bytes(model, limits.prefix_cache_bytes)?)?;
                     let cache = Arc::new(Cache { counted: Mutex::new(cache.stats()), cache });
-                    caches.push((model.clone(), cache.clone()));
+                    of_models.push((model, cache.clone()));
+                    engine.caches.push(cache.clone());
                     cache
                 }
             };
-            let score = score(model.clone(), cache, pool, metrics.clone());
-            let worker = Worker::new(queue.clone(), score, metrics.clone());
-            workers
-                .push(std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker.run())?);
+            let score = score(model.clone(), cache, pool, engine.metrics.clone());
+            let worker = Worker::new(engine.queue.clone(), score, engine.metrics.clone());
+            let thread = std::thread::Builder::new().name(format!("worker-{i}"));
+            engine.workers.push(thread.spawn(move || worker.run())?);
         }
-        let caches = caches.into_iter().map(|(_, cache)| cache).collect();
-        Ok(Self { queue, workers, budget, caches, metrics })
+        Ok(engine)
     }
 
     /// Says that a request is being read; a batch that is nearly empty waits a moment for it.

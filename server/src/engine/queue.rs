@@ -50,7 +50,7 @@ struct State {
     /// Requests and tokens that the gauges show.
     published: (i64, i64),
     closed: bool,
-    /// Queue tokens answered per second, a running mean over batches.
+    /// Queue tokens that a worker answers per second, a running mean over batches.
     rate: Option<f64>,
 }
 
@@ -66,6 +66,8 @@ pub(crate) struct Queue {
     cost: Cost,
     /// Of a batch.
     budget: f64,
+    /// That take batches side by side.
+    workers: usize,
     metrics: Metrics,
 }
 
@@ -81,9 +83,10 @@ impl Drop for Preparing {
 }
 
 impl Queue {
-    pub(crate) fn new(limits: Limits, cost: Cost, budget: f64, metrics: Metrics) -> Self {
+    pub(crate) fn new(limits: Limits, cost: Cost, budget: f64, workers: usize, metrics: Metrics) -> Self {
         let (state, changed, left) = (Mutex::default(), Condvar::new(), Notify::new());
-        Self { state, changed, left, preparing: AtomicUsize::new(0), limits, cost, budget, metrics }
+        let preparing = AtomicUsize::new(0);
+        Self { state, changed, left, preparing, limits, cost, budget, workers, metrics }
     }
 
     /// Says that a request will come unless the guard is dropped first.
@@ -97,6 +100,9 @@ impl Queue {
         let mut state = self.state();
         self.check(&state, job.tokens())?;
         state.next_id += 1;
+        if state.running.is_empty() && state.schedule.len() == 0 {
+            state.schedule.settle();
+        }
         let (id, job) = (state.next_id, Arc::new(job));
         let joined: Vec<bool> = (0..job.trajectories.len())
             .map(|index| self.join(&mut state, &Part { job: job.clone(), index }))
@@ -272,7 +278,8 @@ impl Queue {
     /// How long what waits now will take, at least a second, at most five minutes.
     pub(crate) fn retry_after(&self) -> Duration {
         let state = self.state();
-        let seconds = state.rate.map_or(1.0, |rate| state.schedule.tokens() as f64 / rate.max(1.0));
+        let rate = state.rate.map(|rate| rate * self.workers as f64);
+        let seconds = rate.map_or(1.0, |rate| state.schedule.tokens() as f64 / rate.max(1.0));
         Duration::from_secs_f64(seconds.ceil().clamp(1.0, 300.0))
     }
 

@@ -5,7 +5,7 @@
 //! forest computes the beginning once. This goes on until the budget is spent.
 //!
 //! Fair shares are start-time fair queueing (Goyal, Vin and Cheng, 1996): a client pays for all that is computed for it,
-//! and one that was away starts level with those that were not.
+//! whether more of its work waits or not; one that was away for longer than it has to pay for starts level with the others.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +30,9 @@ impl Part {
         &self.job.trajectories[self.index]
     }
 }
+
+/// Clients without work that waits, of which it is known what they were served beyond their turn.
+const REMEMBERED: usize = 4096;
 
 /// What is computed together.
 #[derive(Default)]
@@ -61,7 +64,7 @@ struct Waiting {
     left: usize,
 }
 
-/// Of a client with work that waits.
+/// Of a client with work that waits, or that has been served more than whose turn it is.
 struct Client {
     served: f64,
     turns: BTreeSet<Turn>,
@@ -155,6 +158,9 @@ impl Schedule {
             .clients
             .entry(job.client.clone())
             .or_insert_with(|| Client { served: now, turns: BTreeSet::new() });
+        if client.turns.is_empty() {
+            client.served = client.served.max(now);
+        }
         client.turns.insert(turn);
         self.jobs.insert(id, Waiting { job, turn, taken: skip.to_vec(), next: 0, left });
     }
@@ -187,6 +193,7 @@ impl Schedule {
     /// Takes the next batch: at least one trajectory if any waits, and no more than `budget`, in units of `cost`, unless
     /// it is one alone.
     pub(crate) fn take(&mut self, cost: &Cost, budget: f64) -> Batch {
+        self.forget();
         let mut batch = Batch::default();
         let mut sequences = BTreeSet::new();
         while let Some(lead) = self.lead() {
@@ -210,6 +217,18 @@ impl Schedule {
             }
         }
         batch
+    }
+
+    /// After a while without work nobody has to pay for any.
+    pub(crate) fn settle(&mut self) {
+        self.clients.clear();
+    }
+
+    /// Clients of whom there is nothing to know any more.
+    fn forget(&mut self) {
+        let idle = self.clients.values().filter(|client| client.turns.is_empty()).count();
+        let (now, remembers) = (self.now, idle <= REMEMBERED);
+        self.clients.retain(|_, c| !c.turns.is_empty() || (remembers && c.served > now));
     }
 
     /// Whose turn it is.
@@ -257,9 +276,6 @@ impl Schedule {
             self.jobs.remove(&sequence.id);
             if let Some(client) = self.clients.get_mut(&name) {
                 client.turns.remove(&turn);
-                if client.turns.is_empty() {
-                    self.clients.remove(&name);
-                }
             }
         }
         Some(part)

@@ -48,7 +48,7 @@ pub(super) fn queue(budget: f64, max_queue_tokens: usize) -> Arc<Queue> {
         workers: 1,
         threads: 1,
     };
-    Arc::new(Queue::new(limits, TOKENS, budget, Metrics::new().unwrap()))
+    Arc::new(Queue::new(limits, TOKENS, budget, 1, Metrics::new().unwrap()))
 }
 
 /// A schedule with jobs of these clients and priorities; their answers are not waited for.
@@ -106,6 +106,24 @@ fn clients_share_alike_and_a_newcomer_does_not_wait() {
     let batch = schedule.take(&TOKENS, 90.0).parts;
     let small = clients(&batch).into_iter().filter(|c| *c == "small").count();
     assert!((3..=4).contains(&small), "{:?}", clients(&batch));
+}
+
+#[test]
+fn a_client_pays_though_nothing_of_it_waits() {
+    let mut schedule = schedule(vec![(unshared(0, 4000, 50), terms("bulk", 0))]);
+    let (mut large, mut bulk, mut waits) = (0, 0, false);
+    for id in 1..=200 {
+        // Always one large request: the next comes when the last was taken.
+        if !waits {
+            push(&mut schedule, id, unshared(id as u32, 1, 450), terms("large", 0));
+        }
+        let batch = schedule.take(&TOKENS, 512.0).parts;
+        waits = !clients(&batch).contains(&"large");
+        for part in batch {
+            *(if &*part.job.client == "large" { &mut large } else { &mut bulk }) += part.trajectory().len();
+        }
+    }
+    assert!((0.8..1.25).contains(&(f64::from(large as u32) / f64::from(bulk as u32))), "{large}, {bulk}");
 }
 
 #[test]
