@@ -174,6 +174,8 @@ impl PrefixCache {
             found.prefixes.ends.push(end);
             found.paths.push(path);
         }
+        // They are held until the batch is done; no more of them than could stay. The beginnings come first.
+        found.fresh.truncate(self.capacity);
         state.hit_tokens += (found.kept.len() * BLOCK) as u64;
         #[cfg(feature = "cuda")]
         if let Some(pools) = &self.pools {
@@ -264,9 +266,13 @@ impl Continuation {
 
     /// Tells it how the batch was laid out.
     pub(crate) fn lay_out(&mut self, forest: &Forest) {
-        for fresh in &mut self.fresh {
-            let first = fresh.index * BLOCK - forest.kept(fresh.trajectory);
-            fresh.rows = forest.rows(fresh.trajectory)[first..first + BLOCK].to_vec();
+        for of_one in self.fresh.chunk_by_mut(|a, b| a.trajectory == b.trajectory) {
+            let Some(trajectory) = of_one.first().map(|fresh| fresh.trajectory) else { continue };
+            let (rows, kept) = (forest.rows(trajectory), forest.kept(trajectory));
+            for fresh in of_one {
+                let first = fresh.index * BLOCK - kept;
+                fresh.rows = rows[first..first + BLOCK].to_vec();
+            }
         }
     }
 
