@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = protox::compile(["qrm/v1/reward.proto"], ["."])?;
     let out: PathBuf = std::env::var("OUT_DIR")?.into();
     std::fs::write(out.join("qrm.v1.bin"), prost::Message::encode_to_vec(&files))?;
-    tonic_prost_build::configure().build_transport(false).emit_rerun_if_changed(false).compile_fds(files)?;
+    let generated = tonic_prost_build::configure().codec_path("crate::codec::BoundedCodec");
+    generated.build_transport(false).emit_rerun_if_changed(false).compile_fds(files)?;
     Ok(())
 }

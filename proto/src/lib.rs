@@ -7,9 +7,10 @@
 //! - [`status`]: what the service says of itself.
 //! - [`tokenize`]: `POST /tokenize` and `/detokenize`.
 //! - [`error`]: the one error shape of every route.
-//! - [`v1`]: the gRPC service.
+//! - [`v1`]: the gRPC service. [`codec`]: its messages, bounded.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 pub mod error;
 pub mod request;
 pub mod response;

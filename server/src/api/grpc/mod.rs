@@ -28,6 +28,7 @@ use service::Service;
 
 /// All services with their layers.
 pub(crate) fn router(app: Arc<App>) -> anyhow::Result<Router> {
+    qrm_proto::codec::bound(app.max_inputs);
     let rewards = RewardServiceServer::new(Service(app.clone()))
         .max_decoding_message_size(app.intake.most_each())
         .accept_compressed(Gzip)
