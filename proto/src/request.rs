@@ -125,6 +125,15 @@ pub struct Input {
     pub add_special_tokens: bool,
 }
 
+impl Input {
+    /// Whether anything in it has to be tokenised.
+    pub fn has_text(&self) -> bool {
+        let is_text = |part: &TextOrIds| matches!(part, TextOrIds::Text(_));
+        let responses = self.response.iter().chain(self.responses.iter().flatten());
+        self.messages.is_some() || self.prompt.iter().chain(responses).any(is_text)
+    }
+}
+
 /// One chat message.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -55,15 +55,10 @@ pub(crate) struct Terms {
     pub(crate) places: Arc<Semaphore>,
 }
 
-/// Serves connections until `stop`; then those that have requests finish them.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    terms: Terms,
-    stop: impl Future<Output = ()>,
-) {
+/// Serves connections until `stop` is true; then those that have requests finish them.
+pub(crate) async fn serve(listener: TcpListener, router: Router, terms: Terms, stop: watch::Receiver<bool>) {
     let graceful = GracefulShutdown::new();
-    let mut stop = std::pin::pin!(stop);
+    let mut stopped = std::pin::pin!(is_true(stop.clone()));
     loop {
         let next = async {
             let place = terms.places.clone().acquire_owned().await;
@@ -71,13 +66,14 @@ pub(crate) async fn serve(
         };
         let (accepted, place) = tokio::select! {
             next = next => next,
-            () = &mut stop => break,
+            () = &mut stopped => break,
         };
         match accepted {
             Ok((stream, peer)) => {
                 let (watcher, router, terms) = (graceful.watcher(), router.clone(), terms.clone());
+                let stop = stop.clone();
                 tokio::spawn(async move {
-                    connection(stream, peer, router, terms, watcher).await;
+                    connection(stream, peer, router, terms, watcher, stop).await;
                     drop(place);
                 });
             }
@@ -98,8 +94,20 @@ fn is_the_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
+/// Until it is, or nobody can say any more.
+async fn is_true(mut stop: watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
 /// One connection, to its end.
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, terms: Terms, watcher: Watcher) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    terms: Terms,
+    watcher: Watcher,
+    stop: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true); // answers are written whole: nothing is gained by waiting for more
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(terms.patience.write));
@@ -107,7 +115,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, terms: 
     let Some(tls) = terms.tls else {
         return requests(stream, peer, router, terms.patience, watcher).await;
     };
-    match tokio::time::timeout(terms.patience.idle, tls.acceptor().accept(stream)).await {
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(terms.patience.idle, tls.acceptor().accept(stream)) => accepted,
+        () = is_true(stop) => return, // a peer that says nothing would hold the server
+    };
+    match accepted {
         Ok(Ok(stream)) => requests(stream, peer, router, terms.patience, watcher).await,
         Ok(Err(error)) => tracing::debug!(%peer, "no TLS: {error}"),
         Err(_) => tracing::debug!(%peer, "closed: no TLS for too long"),
@@ -223,8 +235,19 @@ impl Drop for AtWork {
     }
 }
 
-fn respond(response: Response<Body>, at_work: AtWork) -> Response<Body> {
-    response.map(|body| Body::new(Answer { body, rest: Bytes::new(), at_work }))
+/// Goes with an answer, among its extensions, until the client has taken the last of it.
+#[derive(Clone)]
+pub(crate) struct UntilTaken(#[expect(dead_code, reason = "it is dropped")] Arc<dyn Send + Sync>);
+
+impl UntilTaken {
+    pub(crate) fn new(what: impl Send + Sync + 'static) -> Self {
+        Self(Arc::new(what))
+    }
+}
+
+fn respond(mut response: Response<Body>, at_work: AtWork) -> Response<Body> {
+    let with_it = response.extensions_mut().remove();
+    response.map(|body| Body::new(Answer { body, rest: Bytes::new(), at_work, _with_it: with_it }))
 }
 
 /// A body in pieces: the next is taken when the client has taken those before it, so that the request is at work until
@@ -233,6 +256,7 @@ struct Answer {
     body: Body,
     rest: Bytes,
     at_work: AtWork,
+    _with_it: Option<UntilTaken>,
 }
 
 /// Bytes.

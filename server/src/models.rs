@@ -4,7 +4,7 @@
 //! old one had accepted it still answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -152,13 +152,28 @@ impl Served {
     /// Loads `source`, or the checkpoint it was started with, beside the current one and swaps. Where it cannot be loaded
     /// the old one stays. Blocks until it is there; what the old one had accepted is answered after that.
     pub(crate) fn reload(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reload_alone(source)
+    }
+
+    /// The same unless another reload is under way: callers that waited for it would take the threads that requests are
+    /// read by.
+    pub(crate) fn try_reload(&self, source: Option<&str>) -> Option<anyhow::Result<Arc<Loaded>>> {
+        let _one = match self.reloading.try_lock() {
+            Ok(one) => one,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.reload_alone(source))
+    }
+
+    fn reload_alone(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
         let reloaded = self.replace(source);
         self.metrics.reloaded(&self.name, reloaded.is_ok());
         reloaded
     }
 
     fn replace(&self, source: Option<&str>) -> anyhow::Result<Arc<Loaded>> {
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let source = source.or(self.source.as_deref());
         let new = Arc::new(Loaded::new(
             self.name.clone(),

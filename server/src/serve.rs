@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::intake::Intake;
+use crate::api::off_thread::Turns;
 use crate::api::{self, App, grpc};
 use crate::config::ServeArgs;
 use crate::connections::{self, Patience, Terms};
@@ -45,6 +46,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         limits,
         max_inputs: args.max_inputs,
         intake: Arc::new(intake),
+        turns: Turns::new(),
         overload_status: StatusCode::from_u16(args.overload_status)?,
         default_timeout: (args.default_timeout_ms > 0)
             .then(|| Duration::from_millis(args.default_timeout_ms)),
@@ -59,7 +61,10 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(listen(app, tls, &args))
+    let code = runtime.block_on(listen(app, tls, &args));
+    // All that was accepted is answered, or its time is up: a reload or a text being read is nobody's any more.
+    runtime.shutdown_background();
+    code
 }
 
 async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
@@ -69,11 +74,8 @@ async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyho
         places: Arc::new(Semaphore::new(args.max_connections as usize)),
     };
     let (stop, stopped) = watch::channel(false);
-    let serve = |listener, router| {
-        let mut stopped = stopped.clone();
-        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        tokio::spawn(connections::serve(listener, router, terms.clone(), stop))
-    };
+    let serve =
+        |listener, router| tokio::spawn(connections::serve(listener, router, terms.clone(), stopped.clone()));
     let (http, grpc) = (bind(args, args.port).await?, bind(args, args.grpc_port).await?);
     let addresses = (http.local_addr()?, grpc.local_addr()?);
     let servers = (serve(http, api::router(app.clone())), serve(grpc, grpc::router(app.clone())?));

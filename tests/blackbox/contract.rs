@@ -93,6 +93,14 @@ fn options_do_what_they_say() {
     let decoded: Vec<f32> = bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     let floats: Vec<f32> = serde_json::from_value(plain["data"][1]["rewards"].clone()).expect("numbers");
     assert_eq!(decoded, floats);
+
+    // Rewards are finite whatever they are multiplied by, also what is made of them.
+    let spans = json!({"inputs": [{"prompt": "a", "response": "bcd", "spans": [[0, 3]]}], "scale": 3e38});
+    for request in [json!({"inputs": request["inputs"], "scale": -3e38}), spans] {
+        let row = client.rewards(&request).ok()["data"][0].clone();
+        assert!(row["score"].is_number() && row["sum"].is_number(), "{row}");
+        assert!(row["rewards"].as_array().expect("a list").iter().all(Value::is_number), "{row}");
+    }
 }
 
 #[test]
@@ -120,6 +128,10 @@ fn text_forms() {
     assert_eq!(answer["usage"]["prompt_tokens"], tokens["count"]);
     let back = client.post("/detokenize", &json!({"tokens": ids})).ok();
     assert_eq!(back["prompt"], format!("{response}<|im_end|>"));
+    // Of an answer that ends at once, that is what there is to judge.
+    let at_once =
+        json!({"inputs": [{"prompt": "Hi", "response": ""}], "append_eos": true, "include": ["token_ids"]});
+    assert_eq!(client.rewards(&at_once).ok()["data"][0]["token_ids"], json!([2]));
     let skipped = client.post("/detokenize", &json!({"tokens": ids, "skip_special_tokens": true})).ok();
     assert_eq!(skipped["prompt"], response);
 }
@@ -140,6 +152,17 @@ fn truncation_drops_the_prompt_from_the_left() {
     client
         .rewards(&json!({"inputs": [{"prompt": [1], "response": rng.ids(512)}], "truncate_prompt": true}))
         .refused(422);
+    // A text that cannot fit is not even tokenised, unless it may be cut.
+    let text = "four words make five. ".repeat(20_000);
+    let request =
+        |truncate| json!({"inputs": [{"prompt": text, "response": "no"}], "truncate_prompt": truncate});
+    let (code, param) = client.rewards(&request(false)).refused(422);
+    assert_eq!((code.as_str(), param.as_deref()), ("context_length_exceeded", Some("inputs[0].prompt")));
+    let answer = client.rewards(&request(true)).ok();
+    assert_eq!(
+        answer["usage"]["prompt_tokens"].as_u64().expect("a number"),
+        512 - answer["data"][0]["length"].as_u64().expect("a number")
+    );
 }
 
 #[test]

@@ -75,6 +75,22 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
         assert_eq!(rewards(&client, &request), (old.clone(), old_rewards.clone()));
     }
     assert_eq!(admin.post("/admin/reload", &json!({"model": "other"})).refused(404).0, "model_not_found");
+    // One at a time; who comes meanwhile is told.
+    std::fs::write(work.path().join("model.safetensors"), &whole).expect("written");
+    let at_once = || -> Vec<u16> {
+        std::thread::scope(|scope| {
+            let ask = || admin.post("/admin/reload", &json!({})).status;
+            let asked: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            asked.into_iter().map(|answer| answer.join().expect("an answer")).collect()
+        })
+    };
+    let mut told = false;
+    for _ in 0..20 {
+        let all = at_once();
+        assert!(all.contains(&200) && all.iter().all(|status| [200, 409].contains(status)), "{all:?}");
+        told |= all.contains(&409);
+    }
+    assert!(told, "nobody came while another reload was under way");
 
     // New ones, by the route and by signal.
     write("qwen2-peaked", work.path());

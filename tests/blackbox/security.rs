@@ -188,4 +188,10 @@ fn tls() {
     }
     assert!(is_ok(health(server.address(), &ours, Some(signed(&clients)))));
     server.assert_quiet();
+    // Nobody who has not even said hello keeps it from ending.
+    let mut server = server;
+    let _silent = [server.address(), server.grpc()].map(|at| TcpStream::connect(at).expect("connects"));
+    std::thread::sleep(Duration::from_millis(200));
+    server.terminate();
+    assert!(server.wait(Duration::from_secs(10)).success());
 }

@@ -116,6 +116,11 @@ impl TextProcessor {
         self.tokenizer.bytes(id)
     }
 
+    /// Bytes that no token stands for more of.
+    pub fn longest_token(&self) -> usize {
+        self.tokenizer.longest()
+    }
+
     /// The vocabulary's own string for an id (`Ġthe`), if it has one.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.token(id)

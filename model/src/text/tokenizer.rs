@@ -16,6 +16,8 @@ pub(super) struct TextTokenizer {
     inner: Tokenizer,
     /// How its token strings spell bytes.
     alphabet: Alphabet,
+    /// Bytes of its longest token's string.
+    longest: usize,
 }
 
 impl TextTokenizer {
@@ -29,7 +31,8 @@ impl TextTokenizer {
         inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
         inner.with_padding(None);
         let alphabet = Alphabet::of(&inner);
-        Ok(Self { inner, alphabet })
+        let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or_default();
+        Ok(Self { inner, alphabet, longest })
     }
 
     /// Ids and byte ranges of `text`.
@@ -58,6 +61,11 @@ impl TextTokenizer {
             Some(token) => token.content.clone().into_bytes(),
             None => self.token(id).map_or_else(Vec::new, |token| self.alphabet.bytes(&token)),
         }
+    }
+
+    /// No token stands for more bytes of text.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The vocabulary's string for `id`.

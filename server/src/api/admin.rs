@@ -14,7 +14,8 @@ use super::openapi::Refusals;
 
 impl Body for ReloadRequest {}
 
-/// Answers once requests go to the new weights, 422 with the reason where they cannot be loaded: then nothing has changed.
+/// Answers once requests go to the new weights, 422 with the reason where they cannot be loaded and 409 while another reload
+/// is under way: then nothing has changed.
 #[utoipa::path(
     post, path = "/admin/reload", tag = "operation", summary = "A new checkpoint in the place of an old one; needs the admin key",
     request_body = ReloadRequest,
@@ -28,8 +29,8 @@ pub(crate) async fn reload(
     let reloaded = tokio::task::spawn_blocking(move || {
         let served = app.served(request.model.as_deref())?;
         let old = served.current().model.version().to_owned();
-        let new =
-            served.reload(request.source.as_deref()).map_err(|e| ApiError::not_loaded(format!("{e:#}")))?;
+        let new = served.try_reload(request.source.as_deref()).ok_or_else(ApiError::reloading)?;
+        let new = new.map_err(|e| ApiError::not_loaded(format!("{e:#}")))?;
         Ok::<_, ApiError>((new, old))
     });
     let (new, old) = reloaded.await.map_err(|_| ApiError::internal("the reload panicked"))??;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -32,6 +33,8 @@ pub(crate) struct Client {
     pub(crate) has_key: bool,
     /// For the request's count.
     pub(crate) seen: Seen,
+    /// When its head was there: the body may take a while.
+    pub(crate) arrived: Instant,
 }
 
 /// 401 unless the request carries a key, where keys are configured. Leaves a [`Client`] with the request.
@@ -53,15 +56,16 @@ pub(crate) fn admit(app: &App, request: &mut Request) -> Result<(), ApiError> {
         return is_admin.then_some(()).ok_or_else(ApiError::not_admin);
     }
     let seen = request.extensions().get::<Seen>().cloned().unwrap_or_default();
+    let arrived = Instant::now();
     let client = match key.and_then(|key| app.keys.name_of(key)) {
         Some(name) => {
             seen.has_key(&name);
-            Client { name, has_key: true, seen }
+            Client { name, has_key: true, seen, arrived }
         }
         None if app.keys.is_open() || OPEN.contains(&path) => {
             let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
             let name = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
-            Client { name: name.into(), has_key: false, seen }
+            Client { name: name.into(), has_key: false, seen, arrived }
         }
         None => return Err(ApiError::unauthorized()),
     };

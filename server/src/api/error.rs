@@ -128,6 +128,11 @@ impl ApiError {
         Self::request(StatusCode::UNPROCESSABLE_ENTITY, "checkpoint_refused", message)
     }
 
+    /// 409: one at a time.
+    pub(crate) fn reloading() -> Self {
+        Self::request(StatusCode::CONFLICT, "reload_in_progress", "another reload is under way")
+    }
+
     /// 500. The message names no path, weight or text.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "engine_failed", message)

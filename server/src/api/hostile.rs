@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prost::Message;
 use qrm_model::RewardModel;
@@ -78,7 +79,8 @@ fn protobuf_messages() {
     let model = model("qwen2");
     mutate::fuzz(USUAL, &seeds, |_, bytes| {
         if let Ok(request) = v1::ScoreRequest::decode(bytes) {
-            let native = wire::request(request.options.unwrap_or_default(), request.inputs, None);
+            let native =
+                wire::request(request.options.unwrap_or_default(), request.inputs, None, Instant::now());
             let _ = native.and_then(|native| prepare(native, &model, 64).map(drop));
         }
         let _ = v1::ScoreStreamRequest::decode(bytes);

@@ -7,11 +7,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
+use axum::response::Response;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use tokio::time::Instant;
 use tonic::Status;
+
+use crate::connections::UntilTaken;
 
 /// Bytes per second that a body needs, once its first time is up, to be waited for.
 const SLOWEST: f64 = 16_384.0;
@@ -29,8 +32,8 @@ pub(crate) enum Unread {
     Broken,
 }
 
-/// What request bodies may take, and do. A request's share counts until its answer is ready: what it was made into
-/// (token ids, scores) grows and goes with it.
+/// What request bodies may take, and do. A request's share counts until its answer is ready (what it was made into, token
+/// ids and scores, grows and goes with it) and is then the answer's, until that is taken.
 pub(crate) struct Intake {
     most: usize,
     /// Of one body.
@@ -123,7 +126,7 @@ impl HttpBody for Metered {
             let mut held = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
             if held.grow(data.len()).is_err() {
                 // What reads it is gRPC, which looks for a status among an error's causes.
-                let full = Status::resource_exhausted("too much is being read");
+                let full = Status::resource_exhausted("too much is being read and sent");
                 return Poll::Ready(Some(Err(axum::Error::new(full))));
             }
         }
@@ -132,6 +135,23 @@ impl HttpBody for Metered {
 }
 
 impl Held {
+    /// The same share for an answer of so many bytes, be there room or not: who comes next has to wait for it.
+    pub(crate) fn becomes(mut self, bytes: usize) -> UntilTaken {
+        self.intake.held.fetch_add(bytes, Ordering::AcqRel);
+        self.intake.gauge.add(bytes as i64);
+        self.intake.held.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.intake.gauge.sub(self.bytes as i64);
+        self.bytes = bytes;
+        UntilTaken::new(self)
+    }
+
+    /// [`Held::becomes`] of an answer that is whole.
+    pub(crate) fn stays_with(self, mut response: Response) -> Response {
+        let bytes = response.body().size_hint().lower();
+        response.extensions_mut().insert(self.becomes(usize::try_from(bytes).unwrap_or(usize::MAX)));
+        response
+    }
+
     fn grow(&mut self, by: usize) -> Result<(), Unread> {
         let fits = |held: usize| held.checked_add(by).filter(|held| *held <= self.intake.most);
         self.intake.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).map_err(|_| Unread::Full)?;

@@ -27,7 +27,7 @@ mod json;
 mod linger;
 mod ndjson;
 pub(crate) mod observe;
-mod off_thread;
+pub(crate) mod off_thread;
 mod openapi;
 mod page;
 pub(crate) mod request_id;
@@ -60,6 +60,7 @@ use crate::models::{Models, Served};
 use crate::request::Invalid;
 use dialects::{openrlhf, slime, trl, vllm};
 use intake::Intake;
+use off_thread::Turns;
 
 /// What the handlers share.
 pub(crate) struct App {
@@ -69,6 +70,7 @@ pub(crate) struct App {
     pub(crate) limits: Limits,
     pub(crate) max_inputs: usize,
     pub(crate) intake: Arc<Intake>,
+    pub(crate) turns: Turns,
     pub(crate) overload_status: StatusCode,
     pub(crate) default_timeout: Option<Duration>,
     /// Until a connection or stream on which nothing happens is closed.

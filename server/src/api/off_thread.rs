@@ -1,5 +1,9 @@
 //! Long work off the async threads, so that no connection waits for another's.
 
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
 use super::error::ApiError;
 
 /// Bytes in or out that are handled where they are: less work than the way to another thread and back.
@@ -14,4 +18,29 @@ pub(crate) async fn run<T: Send + 'static>(
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("the request failed"))
+}
+
+/// Texts being tokenised: no more at once than there are cores, so that threads are left for all other work.
+#[derive(Clone)]
+pub(crate) struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    pub(crate) fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self(Arc::new(Semaphore::new(cores)))
+    }
+
+    /// Tokenises when there is a turn; a caller that goes before gives it up.
+    pub(crate) async fn tokenize<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let failed = || ApiError::internal("the request could not be read");
+        let turn = self.0.clone().acquire_owned().await.map_err(|_| failed())?;
+        let work = move || {
+            let _until_done = turn;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| failed())
+    }
 }

@@ -34,6 +34,9 @@ pub(crate) enum Refusals {
     /// The body comes too slowly
     #[response(status = 408)]
     TooSlow(ErrorBody),
+    /// Another reload of the model is under way
+    #[response(status = 409)]
+    Reloading(ErrorBody),
     /// The body is too large, or holds too much
     #[response(status = 413)]
     TooLarge(ErrorBody),

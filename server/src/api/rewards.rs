@@ -39,6 +39,5 @@ pub(crate) async fn rewards(
         return Ok(([(PREFIX, prefix)], read.lines(&app, held)?).into_response());
     }
     let answer = read.answer(&app, |answer| Json(answer).into_response()).await?;
-    drop(held);
-    Ok(([(PREFIX, prefix)], answer).into_response())
+    Ok(([(PREFIX, prefix)], held.stays_with(answer)).into_response())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::http::HeaderValue;
 use qrm_model::Trajectory;
 use qrm_model::prefix_cache::prompt_key;
-use qrm_proto::{RewardsRequest, RewardsResponse};
+use qrm_proto::{Input, RewardsRequest, RewardsResponse};
 
 use super::auth::Client;
 use super::error::ApiError;
@@ -48,22 +48,27 @@ pub(crate) async fn read_for(
     request: RewardsRequest,
     loaded: Arc<Loaded>,
 ) -> Result<Read, ApiError> {
-    let arrived = Instant::now();
     client.seen.is_for(&loaded.name);
     if loaded.engine.is_closed() {
         return Err(ApiError::draining());
     }
     let expected = loaded.engine.expect();
     let timeout = request.timeout_ms.map(Duration::from_millis).or(app.default_timeout);
-    let deadline = timeout.and_then(|t| arrived.checked_add(t));
+    let deadline = timeout.and_then(|t| client.arrived.checked_add(t));
     let terms = Terms { client: client.name.clone(), priority: request.priority, deadline };
 
     let (model, max_inputs) = (loaded.model.clone(), app.max_inputs);
-    let span = tracing::info_span!(target: SPAN, "tokenize");
+    let (start, span) = (Instant::now(), tracing::info_span!(target: SPAN, "tokenize"));
+    let has_text = request.inputs.iter().any(Input::has_text);
     let prepare = move || span.in_scope(|| prepare(request, &model, max_inputs));
-    let prepared = tokio::task::spawn_blocking(prepare);
-    let prepared = prepared.await.map_err(|_| ApiError::internal("the request could not be read"))??;
-    let tokenize = arrived.elapsed();
+    let prepared = async {
+        match has_text {
+            true => app.turns.tokenize(prepare).await,
+            false => off_thread::run(usize::MAX, prepare).await,
+        }
+    };
+    let prepared = within(deadline, prepared).await???;
+    let tokenize = start.elapsed();
     app.metrics.tokenize_seconds.observe(tokenize.as_secs_f64());
     let (trajectories, pending) = prepared.split();
     let pending = pending.watched(&loaded.drift);
@@ -115,13 +120,7 @@ impl Read {
                 }
             }
         };
-        let queued = match deadline {
-            None => queued.await,
-            Some(deadline) => {
-                tokio::time::timeout_at(deadline.into(), queued).await.map_err(|_| ApiError::deadline())?
-            }
-        };
-        let ticket = queued.map_err(refused(app, engine))?;
+        let ticket = within(deadline, queued).await?.map_err(refused(app, engine))?;
         Ok(Queued { loaded, ticket, pending, tokenize, deadline })
     }
 
@@ -155,15 +154,20 @@ impl Queued {
         shape: impl FnOnce(RewardsResponse) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let Self { loaded, ticket, pending, tokenize, deadline } = self;
-        let output = match deadline {
-            None => ticket.answer().await,
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), ticket.answer())
-                .await
-                .map_err(|_| ApiError::deadline())?,
-        }?;
+        let output = within(deadline, ticket.answer()).await??;
         let bytes = output.scores.iter().map(|s| s.logit.len() * BYTES_PER_TOKEN).sum();
         let answer = move || shape(pending.answer(output, &loaded.model, &loaded.name, tokenize));
         off_thread::run(bytes, answer).await
+    }
+}
+
+/// The result of what is done by the deadline.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, ApiError> {
+    match deadline {
+        None => Ok(work.await),
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| ApiError::deadline())
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use qrm_model::TextError;
 use qrm_model::text::Message;
 use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
@@ -31,7 +30,8 @@ pub(crate) async fn tokenize(
 
 /// For any front.
 pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<TokenizeResponse, ApiError> {
-    blocking(move || {
+    let turns = app.turns.clone();
+    let answer = turns.tokenize(move || {
         let loaded = app.served(request.model.as_deref())?.current();
         let text = loaded.model.text();
         let (rendered, param) = match (request.prompt, request.messages) {
@@ -39,7 +39,7 @@ pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<To
             (None, Some(messages)) => {
                 let messages: Vec<_> =
                     messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
-                (text.render(&messages).map_err(|e| failed("messages", &e))?, "messages")
+                (text.render(&messages).map_err(|e| Invalid::text(&e, "messages"))?, "messages")
             }
             _ => {
                 return Err(Invalid::field(
@@ -49,7 +49,8 @@ pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<To
                 ));
             }
         };
-        let encoded = text.encode(&rendered, request.add_special_tokens).map_err(|e| failed(param, &e))?;
+        let encoded =
+            text.encode(&rendered, request.add_special_tokens).map_err(|e| Invalid::text(&e, param))?;
         Ok(TokenizeResponse {
             token_strs: encoded.ids.iter().map(|id| text.token(*id).unwrap_or_default()).collect(),
             count: encoded.ids.len(),
@@ -57,8 +58,8 @@ pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<To
             offsets: encoded.offsets,
             max_model_len: loaded.model.context_length(),
         })
-    })
-    .await
+    });
+    Ok(answer.await??)
 }
 
 #[utoipa::path(
@@ -70,7 +71,8 @@ pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     JsonBody(request, _held): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
-    blocking(move || {
+    let turns = app.turns.clone();
+    let answer = turns.tokenize(move || {
         let model = app.served(request.model.as_deref())?.current().model.clone();
         if let Some(at) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size()) {
             let message =
@@ -78,20 +80,7 @@ pub(crate) async fn detokenize(
             return Err(Invalid::field(format!("tokens[{at}]"), "token_id_out_of_range", message));
         }
         let prompt = model.text().decode(&request.tokens, request.skip_special_tokens);
-        Ok(DetokenizeResponse { prompt: prompt.map_err(|e| failed("tokens", &e))? })
-    })
-    .await
-    .map(Json)
-}
-
-/// Tokenising holds the CPU; async threads must not.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Invalid> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    Ok(done.map_err(|_| ApiError::internal("the request could not be read"))??)
-}
-
-fn failed(param: &str, error: &TextError) -> Invalid {
-    Invalid::field(param, "tokenizer_error", error.to_string())
+        Ok(DetokenizeResponse { prompt: prompt.map_err(|e| Invalid::text(&e, "tokens"))? })
+    });
+    Ok(Json(answer.await??))
 }

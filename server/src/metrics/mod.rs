@@ -137,7 +137,10 @@ impl Metrics {
             worker_alive: gauges("qrm_worker_alive", "1 while a model's worker lives.", &["model"])?,
             key_tokens: counters("qrm_key_tokens_total", "Tokens read, by the name of their key.", &["key"])?,
             tasks: gauge("qrm_tasks", "Tasks of the server: open connections and what serves them.")?,
-            request_bytes: gauge("qrm_request_bytes", "Bodies of requests that are not yet answered.")?,
+            request_bytes: gauge(
+                "qrm_request_bytes",
+                "Bodies of requests until they are answered, and answers until they are taken.",
+            )?,
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,
             queue_tokens: gauge("qrm_queue_tokens", "Tokens of trajectories not yet in a batch.")?,
             refused: counter("qrm_queue_refused_total", "Requests refused because the queue was full.")?,

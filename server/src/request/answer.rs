@@ -129,7 +129,7 @@ impl Pending {
         let response_ids = &self.trajectories[index].response_ids;
         let floats = |wanted: bool, values: Vec<f32>| wanted.then(|| Floats::new(values, format));
         let token = |id: &u32| model.text().token(*id).unwrap_or_default();
-        rewards.iter_mut().for_each(|r| *r *= scale);
+        rewards.iter_mut().for_each(|r| *r = finite(f64::from(*r) * f64::from(scale)));
         if let Some(spans) = spans {
             rewards = spans.reduce(&rewards, span_reduce);
         }
@@ -138,8 +138,8 @@ impl Pending {
             index,
             input,
             id,
-            score: (sum / rewards.len().max(1) as f64) as f32,
-            sum: sum as f32,
+            score: finite(sum / rewards.len().max(1) as f64),
+            sum: finite(sum),
             length: rewards.len(),
             rewards: Floats::new(rewards, format),
             token_ids: include.token_ids.then(|| response_ids.to_vec()),
@@ -151,6 +151,11 @@ impl Pending {
             entropy: floats(include.entropy, scores.entropy),
         }
     }
+}
+
+/// The nearest number that there is: a large `scale` goes beyond them, and JSON has no infinity.
+pub(super) fn finite(x: f64) -> f32 {
+    x.clamp(f32::MIN.into(), f32::MAX.into()) as f32
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -1,5 +1,7 @@
 //! What is wrong with a request, and with which field of it.
 
+use qrm_model::TextError;
+
 /// A request that cannot be served as it is. Maps to 404, 413 or 422 over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -28,6 +30,16 @@ impl Invalid {
     /// A field that says something it may not.
     pub(crate) fn field(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
         Self { kind: InvalidKind::Unprocessable, code, message: message.into(), param: Some(param.into()) }
+    }
+
+    /// A text or messages that cannot become token ids.
+    pub(crate) fn text(error: &TextError, param: &str) -> Self {
+        let code = match error {
+            TextError::Template(_) => "chat_template_error",
+            TextError::Missing(_) => "not_available",
+            _ => "tokenizer_error",
+        };
+        Self::field(param, code, error.to_string())
     }
 
     pub(crate) fn not_found(message: String) -> Self {

@@ -6,6 +6,8 @@
 
 use serde::Deserialize;
 
+use super::answer::finite;
+
 /// How the rewards of a span's tokens become one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,7 +66,7 @@ impl Spans {
             SpanReduce::Mean => sum / tokens.max(1) as f64,
             SpanReduce::Sum | SpanReduce::Last => sum,
         };
-        sums.into_iter().map(|s| value(s) as f32).collect()
+        sums.into_iter().map(|s| finite(value(s))).collect()
     }
 }
 

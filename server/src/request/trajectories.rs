@@ -1,10 +1,11 @@
 //! Inputs tokenised and checked: each becomes one trajectory per response.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use qrm_model::reward::RewardKind;
 use qrm_model::text::{Encoded, Message};
-use qrm_model::{RewardModel, TextError, Trajectory};
+use qrm_model::{RewardModel, Trajectory};
 use qrm_proto::request::ChatMessage;
 use qrm_proto::{Input, TextOrIds};
 use serde_json::Value;
@@ -48,11 +49,15 @@ pub(super) fn prepare(
     }
     let mut prepared =
         Prepared { trajectories: Vec::with_capacity(count), origins: Vec::with_capacity(count), options };
+    let mut prompts = HashSet::new();
     for (index, input) in inputs.into_iter().enumerate() {
-        Reader { model, index }.read(input, &mut prepared)?;
+        Reader { model, index }.read(input, &mut prompts, &mut prepared)?;
     }
     Ok(prepared)
 }
+
+/// A tokenizer may drop some of a text (runs of space, say): three bytes of four are allowed for.
+const SLACK: usize = 4;
 
 struct Response {
     ids: Vec<u32>,
@@ -78,7 +83,13 @@ impl Reader<'_> {
         format!("inputs[{}].{field}", self.index)
     }
 
-    fn read(&self, input: Input, out: &mut Prepared) -> Result<(), Invalid> {
+    /// `prompts` are those so far: the engine compares by where they are before it looks at their tokens.
+    fn read(
+        &self,
+        input: Input,
+        prompts: &mut HashSet<Arc<[u32]>>,
+        out: &mut Prepared,
+    ) -> Result<(), Invalid> {
         let both = |field: &str, other: &str| {
             Invalid::field(
                 self.param(field),
@@ -88,11 +99,20 @@ impl Reader<'_> {
         };
         let (prompt, prompt_field) = match (input.prompt, input.messages) {
             (Some(_), Some(_)) => return Err(both("messages", "prompt")),
-            (Some(prompt), None) => (self.prompt(prompt, input.add_special_tokens)?, "prompt"),
-            (None, Some(messages)) => (self.messages(messages, input.add_special_tokens)?, "messages"),
+            (Some(prompt), None) => (self.prompt(prompt, input.add_special_tokens, &out.options)?, "prompt"),
+            (None, Some(messages)) => {
+                (self.messages(messages, input.add_special_tokens, &out.options)?, "messages")
+            }
             (None, None) => {
                 let message = "an input needs a prompt or messages";
                 return Err(Invalid::field(self.param("prompt"), "missing_field", message));
+            }
+        };
+        let prompt = match prompts.get(&prompt) {
+            Some(same) => same.clone(),
+            None => {
+                prompts.insert(prompt.clone());
+                prompt
             }
         };
         let (responses, single) = match (input.response, input.responses) {
@@ -129,10 +149,15 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn prompt(&self, prompt: TextOrIds, add_special_tokens: bool) -> Result<Arc<[u32]>, Invalid> {
+    fn prompt(
+        &self,
+        prompt: TextOrIds,
+        add_special_tokens: bool,
+        options: &Options,
+    ) -> Result<Arc<[u32]>, Invalid> {
         let param = self.param("prompt");
         match prompt {
-            TextOrIds::Text(text) => Ok(self.encode(&text, add_special_tokens, &param)?.ids.into()),
+            TextOrIds::Text(text) => self.prompt_text(&text, add_special_tokens, &param, options),
             TextOrIds::Ids(ids) => {
                 self.check_ids(&ids, &param)?;
                 Ok(ids.into())
@@ -140,18 +165,37 @@ impl Reader<'_> {
         }
     }
 
-    fn messages(&self, messages: Vec<ChatMessage>, add_special_tokens: bool) -> Result<Arc<[u32]>, Invalid> {
+    fn messages(
+        &self,
+        messages: Vec<ChatMessage>,
+        add_special_tokens: bool,
+        options: &Options,
+    ) -> Result<Arc<[u32]>, Invalid> {
         let param = self.param("messages");
         let messages: Vec<_> =
             messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
-        let text = self.model.text().render(&messages).map_err(|e| text_error(&e, &param))?;
-        Ok(self.encode(&text, add_special_tokens, &param)?.ids.into())
+        let text = self.model.text().render(&messages).map_err(|e| Invalid::text(&e, &param))?;
+        self.prompt_text(&text, add_special_tokens, &param, options)
+    }
+
+    fn prompt_text(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        param: &str,
+        options: &Options,
+    ) -> Result<Arc<[u32]>, Invalid> {
+        let encoded = match options.truncate_prompt {
+            true => self.encode(text, add_special_tokens, param)?,
+            false => self.encode_fitting(text, add_special_tokens, param)?,
+        };
+        Ok(encoded.ids.into())
     }
 
     fn response(&self, response: TextOrIds, param: &str, options: &Options) -> Result<Response, Invalid> {
         let (mut ids, text) = match response {
             TextOrIds::Text(text) => {
-                let mut encoded = self.encode(&text, false, param)?;
+                let mut encoded = self.encode_fitting(&text, false, param)?;
                 encoded.ids.extend(options.eos);
                 encoded.offsets.extend(options.eos.map(|_| [text.len(), text.len()]));
                 (encoded.ids, Some(TextOfResponse { offsets: encoded.offsets, bytes: text.len() }))
@@ -163,7 +207,8 @@ impl Reader<'_> {
             }
         };
         ids.shrink_to_fit();
-        if ids.len() <= usize::from(options.eos.is_some()) {
+        // A policy may end at once: that is one token, if its end counts.
+        if ids.is_empty() {
             return Err(Invalid::field(param, "response_empty", "the response holds no token"));
         }
         Ok(Response { ids, text })
@@ -260,9 +305,21 @@ impl Reader<'_> {
         Ok(prompt[total - context..].into())
     }
 
+    /// Of a text that has to fit: one that cannot is not read, which would take long.
+    fn encode_fitting(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Encoded, Invalid> {
+        let context = self.model.context_length();
+        let most = context.saturating_mul(SLACK * self.model.text().longest_token());
+        if text.len() > most {
+            let message =
+                format!("{} bytes are more than the context's {context} tokens can hold", text.len());
+            return Err(Invalid::field(param, "context_length_exceeded", message));
+        }
+        self.encode(text, add_special_tokens, param)
+    }
+
     fn encode(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Encoded, Invalid> {
         let encoded =
-            self.model.text().encode(text, add_special_tokens).map_err(|e| text_error(&e, param))?;
+            self.model.text().encode(text, add_special_tokens).map_err(|e| Invalid::text(&e, param))?;
         self.check_ids(&encoded.ids, param)?; // a tokenizer may know ids that the weights do not
         Ok(encoded)
     }
@@ -277,13 +334,4 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-fn text_error(error: &TextError, param: &str) -> Invalid {
-    let code = match error {
-        TextError::Template(_) => "chat_template_error",
-        TextError::Missing(_) => "not_available",
-        _ => "tokenizer_error",
-    };
-    Invalid::field(param, code, error.to_string())
 }

@@ -55,9 +55,8 @@ pub(crate) async fn get_reward(
     }
     let request = RewardsRequest { inputs: inputs(request)?, ..RewardsRequest::default() };
     let read = scoring::read(&app, client, request).await?;
-    let answer = read.answer(&app, |answer| Json(Answer::of(answer)).into_response()).await;
-    drop(held);
-    answer
+    let answer = read.answer(&app, |answer| Json(Answer::of(answer)).into_response()).await?;
+    Ok(held.stays_with(answer))
 }
 
 /// The response is what follows the prompt.

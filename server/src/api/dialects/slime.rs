@@ -60,9 +60,8 @@ pub(crate) async fn rm(
     let request =
         RewardsRequest { inputs: vec![input], include: vec!["tokens".into()], ..RewardsRequest::default() };
     let read = scoring::read(&app, client, request).await?;
-    let answer = read.answer(&app, |answer| Json(Scored::of(answer)).into_response()).await;
-    drop(held);
-    answer
+    let answer = read.answer(&app, |answer| Json(Scored::of(answer)).into_response()).await?;
+    Ok(held.stays_with(answer))
 }
 
 /// All of it becomes the sample's reward.

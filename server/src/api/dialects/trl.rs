@@ -64,9 +64,7 @@ pub(crate) async fn get_sequence_logprobs(
         Format::Json => Json(lists(&answer)).into_response(),
         Format::Binary => Json(arrays(&answer)).into_response(),
     });
-    let answer = answer.await;
-    drop(held);
-    answer
+    Ok(held.stays_with(answer.await?))
 }
 
 pub(crate) fn inputs(request: Sequences) -> Result<Vec<Input>, Invalid> {

@@ -28,12 +28,15 @@ impl RewardService for Service {
         let (client, deadline) = (client(request.extensions())?, deadline(request.extensions()));
         let request = request.into_inner();
         let held = app.intake.hold(request.encoded_len()).map_err(|_| too_much(app))?;
-        let native = wire::request(request.options.unwrap_or_default(), request.inputs, deadline)
-            .map_err(ApiError::from)?;
+        let options = request.options.unwrap_or_default();
+        let native =
+            wire::request(options, request.inputs, deadline, client.arrived).map_err(ApiError::from)?;
         let read = scoring::read(app, client, native).await?;
         let answer = read.answer(app, wire::response).await?;
-        drop(held);
-        Ok(Response::new(answer))
+        let held = held.becomes(answer.encoded_len());
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 
     type ScoreStreamStream = Pin<Box<dyn Stream<Item = Result<v1::ScoreStreamResponse, Status>> + Send>>;
@@ -75,5 +78,5 @@ fn deadline(extensions: &Extensions) -> Option<std::time::Instant> {
 }
 
 pub(super) fn too_much(app: &App) -> ApiError {
-    ApiError::full("too much is being read", app.retry_after(), app.overload_status)
+    ApiError::full("too much is being read and sent", app.retry_after(), app.overload_status)
 }

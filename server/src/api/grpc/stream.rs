@@ -139,7 +139,8 @@ impl Scoring {
         }
         let Some(input) = input else { return Ok(()) };
         let held = self.app.intake.hold(input.encoded_len()).map_err(|_| too_much(&self.app))?;
-        let (app, client, deadline) = (self.app.clone(), self.client.clone(), self.deadline);
+        let client = Client { arrived: Instant::now(), ..self.client.clone() };
+        let (app, deadline) = (self.app.clone(), self.deadline);
         let (options, place) = (self.options.clone().unwrap_or_default(), self.inputs);
         self.inputs = self.inputs.saturating_add(1);
         self.at_work.push(Box::pin(async move {
@@ -187,7 +188,7 @@ async fn one(
     input: v1::Input,
     deadline: Option<Instant>,
 ) -> Result<RewardsResponse, ApiError> {
-    let native = wire::request(options, vec![input], deadline)?;
+    let native = wire::request(options, vec![input], deadline, client.arrived)?;
     let read = scoring::read(app, client, native).await?;
     read.queue_in_turn(app).await?.answer(|answer| answer).await
 }

@@ -17,13 +17,14 @@ fn given(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The native request.
+/// The native request, of a message that arrived then.
 pub(crate) fn request(
     options: Options,
     inputs: Vec<v1::Input>,
     deadline: Option<Instant>,
+    arrived: Instant,
 ) -> Result<RewardsRequest, Invalid> {
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(arrived));
     Ok(RewardsRequest {
         model: given(options.model),
         inputs: inputs.into_iter().enumerate().map(|(i, one)| input(i, one)).collect::<Result<_, _>>()?,
