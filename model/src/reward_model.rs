@@ -135,7 +135,6 @@ pub struct RewardModel {
     steps: Option<Steps>,
     /// Of a DPO policy.
     reference: Option<Reference>,
-    on_cpu: bool,
     /// Bytes of a number among keys and values.
     kv_size: usize,
 }
@@ -214,7 +213,7 @@ impl RewardModel {
             version = format!("{version}-{}", reference.policy.version);
         }
         checkpoint.finish()?;
-        let (on_cpu, kv_size) = (placement.is_cpu(), placement.kv_size());
+        let kv_size = placement.kv_size();
         Ok(Self {
             version,
             config,
@@ -226,7 +225,6 @@ impl RewardModel {
             trained,
             steps,
             reference,
-            on_cpu,
             kv_size,
         })
     }
@@ -234,11 +232,6 @@ impl RewardModel {
     /// A short name for the checkpoint's content.
     pub fn version(&self) -> &str {
         &self.version
-    }
-
-    /// Whether all of it computes on the CPU.
-    pub fn is_on_cpu(&self) -> bool {
-        self.on_cpu
     }
 
     /// What the head gives.

@@ -31,7 +31,7 @@ pub struct ModelFacts {
     pub model: String,
     /// Of the checkpoint's content.
     pub model_version: String,
-    /// Of the decoder: `llama`, `qwen2`, …
+    /// `LlamaForCausalLM`, `Qwen2ForCausalLM`, …
     pub architecture: String,
     /// `q_vocab`, `q_scalar`, `outcome`, `step`, `dpo`.
     pub head: String,

@@ -109,11 +109,6 @@ impl Checkpoint {
         Ok(Self { dir: dir.to_owned(), config, qrm_config, head, weights, parameters: 0 })
     }
 
-    /// Where it lies.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// A short name for what the files hold, the same wherever they lie.
     pub fn fingerprint(&self) -> Result<String, CheckpointError> {
         let broken = |source| CheckpointError::Io { path: self.dir.display().to_string(), source };

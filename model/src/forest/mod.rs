@@ -2,16 +2,18 @@
 //! appears, and is computed, once.
 //!
 //! A trajectory is the path from a root to the segment its last token lies in. Prefixes are found with a radix tree over
-//! token ids; callers give no hints. Segments are laid out depth first, so a segment's rows in the packed batch are
+//! token ids (`tree`); callers give no hints. Segments are laid out depth first, so a segment's rows in the packed batch are
 //! contiguous and parents come before their children. A trajectory may continue a prefix whose keys and values are kept
 //! elsewhere: it is an ancestor without rows.
 
-use std::collections::BTreeMap;
+mod tree;
+
 use std::sync::Arc;
 
 use qrm_kernels::{BLOCK, Segment};
 
 use crate::trajectory::Trajectory;
+use tree::Tree;
 
 /// The packed batch: N unique tokens, no padding.
 #[derive(Debug, Clone)]
@@ -39,19 +41,6 @@ pub(crate) struct Prefixes {
     pub(crate) ends: Vec<Option<(usize, usize)>>,
 }
 
-/// A run of tokens of the radix tree while it is built.
-#[derive(Default)]
-struct Node {
-    /// Whose tokens, and which of them: `begin .. end` of that trajectory.
-    trajectory: usize,
-    begin: usize,
-    end: usize,
-    /// By first token. Ordered, so that the layout does not depend on a hash seed.
-    children: BTreeMap<u32, usize>,
-    /// Trajectories that end here.
-    ends: Vec<usize>,
-}
-
 impl Forest {
     /// Lays out a batch.
     pub fn new(batch: &[Trajectory]) -> Self {
@@ -60,91 +49,29 @@ impl Forest {
 
     /// Lays out a batch that continues kept prefixes.
     pub(crate) fn after(prefixes: &Prefixes, batch: &[Trajectory]) -> Self {
-        let token = |trajectory: usize, at: usize| {
-            let t = &batch[trajectory];
-            match at.checked_sub(t.prompt_ids.len()) {
-                None => t.prompt_ids[at],
-                Some(at) => t.response_ids[at],
-            }
-        };
-        let mut nodes: Vec<Node> = Vec::new();
-        // One tree for each kept block that is continued, and one for what begins at the beginning.
-        let mut roots: BTreeMap<Option<usize>, usize> = BTreeMap::new();
-        let (mut fresh, mut kept) = (vec![0; batch.len()], vec![0; batch.len()]);
-        for (i, trajectory) in batch.iter().enumerate() {
-            let prefix = prefixes.ends.get(i).copied().flatten();
-            kept[i] = prefix.map_or(0, |(_, blocks)| blocks * BLOCK);
-            let mut at = kept[i];
-            let mut node = *roots.entry(prefix.map(|(last, _)| last)).or_insert_with(|| {
-                nodes.push(Node::default());
-                nodes.len() - 1
-            });
-            while at < trajectory.len() {
-                let Some(&child) = nodes[node].children.get(&token(i, at)) else {
-                    let leaf = nodes.len();
-                    fresh[i] = trajectory.len() - at;
-                    nodes[node].children.insert(token(i, at), leaf);
-                    nodes.push(Node {
-                        trajectory: i,
-                        begin: at,
-                        end: trajectory.len(),
-                        children: BTreeMap::new(),
-                        ends: Vec::new(),
-                    });
-                    (node, at) = (leaf, trajectory.len());
-                    continue;
-                };
-                let Node { trajectory: other, begin, end, .. } = nodes[child];
-                let most = (end - begin).min(trajectory.len() - at);
-                let same = (0..most).take_while(|j| token(i, at + j) == token(other, begin + j)).count();
-                if same < end - begin {
-                    // The common part stays in place, the rest of the run moves below it.
-                    let rest = nodes.len();
-                    let children = std::mem::take(&mut nodes[child].children);
-                    let ends = std::mem::take(&mut nodes[child].ends);
-                    nodes.push(Node { trajectory: other, begin: begin + same, end, children, ends });
-                    nodes[child].end = begin + same;
-                    nodes[child].children.insert(token(other, begin + same), rest);
-                }
-                (node, at) = (child, at + same);
-            }
-            nodes[node].ends.push(i);
-        }
-
-        let mut forest = Self {
-            token_ids: Vec::new(),
-            positions: [].into(),
-            segments: [].into(),
-            kept,
-            leaves: vec![usize::MAX; batch.len()],
-            fresh,
-        };
-        let n: usize = nodes.iter().map(|node| node.end - node.begin).sum();
-        let mut segments: Vec<Segment> = Vec::with_capacity(prefixes.parents.len() + nodes.len());
+        let tree = Tree::of(prefixes, batch);
+        let n = tree.tokens();
+        let mut segments: Vec<Segment> = Vec::with_capacity(prefixes.parents.len() + tree.nodes.len());
         for (block, parent) in prefixes.parents.iter().enumerate() {
             let position = parent.map_or(0, |parent| segments[parent].position + BLOCK);
             segments.push(Segment { start: n + block * BLOCK, len: BLOCK, parent: *parent, position });
         }
-        let mut positions = Vec::with_capacity(n);
-        let below =
-            |node: &Node, parent| node.children.values().rev().map(move |child| (*child, parent)).collect();
-        for (parent, root) in &roots {
-            let mut stack: Vec<(usize, Option<usize>)> = below(&nodes[*root], *parent);
+        let (mut token_ids, mut positions) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut leaves = vec![usize::MAX; batch.len()];
+        for (parent, root) in &tree.roots {
+            let mut stack = tree.below(*root, *parent);
             while let Some((index, parent)) = stack.pop() {
-                let node = &nodes[index];
-                let (start, len) = (forest.token_ids.len(), node.end - node.begin);
-                let segment = segments.len();
-                segments.push(Segment { start, len, parent, position: node.begin });
-                forest.token_ids.extend((node.begin..node.end).map(|at| token(node.trajectory, at)));
+                let node = &tree.nodes[index];
+                let (start, segment) = (token_ids.len(), segments.len());
+                segments.push(Segment { start, len: node.end - node.begin, parent, position: node.begin });
+                token_ids.extend(tree.token_ids(node));
                 positions.extend(node.begin as u32..node.end as u32);
-                for trajectory in &node.ends {
-                    forest.leaves[*trajectory] = segment;
-                }
-                stack.extend::<Vec<_>>(below(node, Some(segment)));
+                node.ends.iter().for_each(|trajectory| leaves[*trajectory] = segment);
+                stack.extend(tree.below(index, Some(segment)));
             }
         }
-        (forest.positions, forest.segments) = (positions.into(), segments.into());
-        forest
+        let Tree { kept, fresh, .. } = tree;
+        Self { token_ids, positions: positions.into(), segments: segments.into(), kept, leaves, fresh }
     }
 
     /// N: unique tokens.
