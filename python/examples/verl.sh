@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# PPO in verl with a reward for every token; what else the run needs comes as further arguments.
+# PPO in verl's legacy trainer with a reward for every token; what else the run needs comes as further arguments.
 set -euo pipefail
 export QRM_URL=${QRM_URL:-http://127.0.0.1:8080} QRM_ALIGNMENT=${QRM_ALIGNMENT:-ids}
 # Ray's workers have to see both variables.
 exec python3 -m verl.trainer.main_ppo \
-  algorithm.adv_estimator=gae \
+  trainer.use_v1=False algorithm.adv_estimator=gae \
   actor_rollout_ref.rollout.agent.agent_loop_manager_class=qrm_client.adapters.verl.TokenRewardManager \
   "+ray_kwargs.ray_init.runtime_env.env_vars.QRM_URL=$QRM_URL" \
   "+ray_kwargs.ray_init.runtime_env.env_vars.QRM_ALIGNMENT=$QRM_ALIGNMENT" \

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qrm_client import Client, Input, token_spans
+from qrm_client.adapters.align import align
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -51,6 +52,17 @@ def test_bytes_that_are_no_text(policy):
         assert all(a[0] <= a[1] == b[0] for a, b in zip(spans, spans[1:]))
 
 
+def test_the_reward_model_reads_the_prompt_and_not_the_policys_template(policy):
+    rendered, answer = policy("<s>user: naïve?")["input_ids"], policy("the answer")["input_ids"]
+    chat = [{"role": "user", "content": "naïve?", "more": 1}]
+    assert align(chat, rendered, answer, policy, "spans").prompt == [{"role": "user", "content": "naïve?"}]
+    assert align("naïve?", rendered, answer, policy, "spans").prompt == "naïve?"
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    for absent in (None, "", [], image, [{"role": "assistant", "tool_calls": []}]):
+        assert align(absent, rendered, answer, policy, "spans").prompt == "<s>user: naïve?"
+    assert align(chat, rendered, answer, None, "ids") == Input.one(rendered, answer)
+
+
 def test_totals_are_kept(server, policy):
     rows, plain = [], []
     for text in texts(200):
@@ -71,3 +83,49 @@ def test_another_kind_of_tokenizer(tmp_path):
     text, spans = token_spans(tokenizer, [1, 2, 3])
     assert text == "two and naïve"
     assert [text.encode()[a:b].decode() for a, b in spans] == ["two", " and", " naïve"]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """Llama 2's kind: a space is ▁, the first of a text goes, and what is not in the vocabulary is its bytes."""
+    words = ["▁the", "▁answer", "▁", "is", "▁na", "ï", "ve", "\n", "</s>"]
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {word: 256 + at for at, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
+    decoders = tokenizers.decoders
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+def test_bytes_of_another_kind_of_tokenizer(llama):
+    words = [*range(256, 265), *([byte] for byte in b"a "), *(list(c.encode()) for c in "日🙂ß")]
+    rng = random.Random(3)
+    for _ in range(300):
+        ids = [id for word in rng.choices(words, k=rng.randint(1, 20)) for id in (word if isinstance(word, list) else [word])]
+        text, spans = token_spans(llama, ids)
+        assert text == llama.decode(ids, clean_up_tokenization_spaces=False)
+        assert spans[0][0] == 0 and spans[-1][1] == len(text.encode()) and len(spans) == len(ids)
+        assert all(a[0] <= a[1] == b[0] for a, b in zip(spans, spans[1:]))
+    sun = list("日".encode())
+    text, spans = token_spans(llama, [256, *sun, 263])
+    assert [text.encode()[a:b].decode() for a, b in spans] == ["the", "", "", "日", "\n"]
+    made, spans = token_spans(llama, [*sun, *sun])
+    assert made == "日日" and [b for _, b in spans] == [0, 0, 3, 3, 3, 6]
+    # The decoder takes 日 back when the byte after it turns out to be none of a character.
+    with pytest.raises(ValueError, match="changes text"):
+        token_spans(llama, [256, *sun, 0xFF, 263])
+
+
+def test_a_long_text_is_decoded_in_pieces(llama):
+    decoded = 0
+
+    class Counted:
+        def decode(self, ids, **options):
+            nonlocal decoded
+            decoded += len(ids)
+            return llama.decode(ids, **options)
+
+    rng = random.Random(4)
+    ids = rng.choices(range(256, 265), k=2000)
+    text, _ = token_spans(Counted(), ids)
+    assert text == llama.decode(ids, clean_up_tokenization_spaces=False) and decoded < 10 * len(ids)

@@ -78,12 +78,19 @@ class Batcher:
             if len(self._waiting) >= MOST:
                 self._full.set()
         if leads:
-            self._full.wait(self._window)
-            with self._lock:
-                batch, self._waiting = self._waiting, []
-                self._full.clear()
-            self._run(batch)
+            try:
+                self._full.wait(self._window)
+            except BaseException as error:  # Ctrl-C: those who came meanwhile have nobody else to send for them
+                _fail([future for _, future in self._take()], error)
+                raise
+            self._run(self._take())
         return future.result()
+
+    def _take(self) -> list[tuple[Input, Future]]:
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+            self._full.clear()
+        return batch
 
     def _run(self, batch: list[tuple[Input, Future]]) -> None:
         try:

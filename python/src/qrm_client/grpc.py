@@ -19,14 +19,22 @@ from .wire import FLOATS
 
 LIMIT = 256 << 20
 CHANNEL = [("grpc.max_receive_message_length", LIMIT), ("grpc.max_send_message_length", LIMIT)]
-#: What a later try can mend.
-PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+#: What a refusal is, by its status; a :class:`RewardError` else.
+KINDS = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Unavailable,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthorized,
+}
+#: The statuses by their numbers (google.rpc.Code).
+STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 
 
-def _terms(timeout: float, key: str | None) -> Callable[[], dict[str, Any]]:
-    """Keyword arguments of a call; of each its own, since it carries its caller's trace."""
+def _metadata(key: str | None) -> Callable[[], list[tuple[str, str]]]:
+    """Of each call its own, since it carries its caller's trace."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return lambda: {"timeout": timeout, "metadata": list(traced(headers).items())}
+    return lambda: list(traced(headers).items())
 
 
 def _input(one: Input) -> pb.Input:
@@ -91,12 +99,11 @@ def _rewards(answer: pb.ScoreResponse) -> Rewards:
 
 
 def _error(call: grpc.RpcError) -> RewardError:
-    code, notes = call.code(), dict(call.trailing_metadata() or ())
-    kind = {grpc.StatusCode.UNAUTHENTICATED: Unauthorized, grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-            grpc.StatusCode.NOT_FOUND: InvalidRequest}.get(code, Unavailable if code in PASSING else RewardError)
+    status, notes = call.code(), dict(call.trailing_metadata() or ())
     wait = notes.get("retry-after")
-    return kind(call.details() or code.name, status=code.name, code=notes.get("qrm-code", ""),
-                param=notes.get("qrm-param"), retry_after=float(wait) if wait else None)
+    return KINDS.get(status, RewardError)(
+        call.details() or status.name, status=status.name, code=notes.get("qrm-code", ""),
+        param=notes.get("qrm-param"), retry_after=float(wait) if wait else None)
 
 
 def _streamed(message: pb.ScoreStreamResponse) -> Trajectory | RewardError | None:
@@ -106,7 +113,9 @@ def _streamed(message: pb.ScoreStreamResponse) -> Trajectory | RewardError | Non
             return _trajectory(message.trajectory)
         case "error":
             error = message.error
-            refusal = InvalidRequest(error.message, status=error.status, code=error.code, param=error.param or None)
+            status = STATUSES.get(error.status, grpc.StatusCode.UNKNOWN)
+            kind = KINDS.get(status, RewardError)
+            refusal = kind(error.message, status=status.name, code=error.code, param=error.param or None)
             refusal.input, refusal.id = error.input, error.id or None
             return refusal
     return None
@@ -115,9 +124,10 @@ def _streamed(message: pb.ScoreStreamResponse) -> Trajectory | RewardError | Non
 class GrpcClient:
     """Blocking; may be shared among threads.
 
-    ``stream`` gives trajectories as they are scored and, in their place, an :class:`InvalidRequest` (with ``input``, its
-    place) for each input that could not be scored; closing the iterator cancels what is left. ``credentials`` are grpc's
-    channel credentials; without them the channel is plain.
+    ``timeout`` is of one try, in seconds; a stream has none, since it lasts as long as its inputs do. ``stream`` gives
+    trajectories as they are scored and, in their place, a :class:`RewardError` (an :class:`InvalidRequest` mostly; with
+    ``input``, its place) for each input that could not be scored; closing the iterator cancels what is left.
+    ``credentials`` are grpc's channel credentials; without them the channel is plain.
     """
 
     def __init__(self, target: str = "127.0.0.1:8081", *, key: str | None = None, timeout: float = 600.0,
@@ -125,7 +135,7 @@ class GrpcClient:
         self._channel = (grpc.secure_channel(target, credentials, options=CHANNEL) if credentials
                          else grpc.insecure_channel(target, options=CHANNEL))
         self._stub = pb.Stub(self._channel)
-        self._terms = _terms(timeout, key)
+        self._metadata, self._timeout = _metadata(key), timeout
         self._retry, self._options = retry, options
         self._batcher = Batcher(lambda inputs: self.score(inputs).data, batch_window)
 
@@ -142,21 +152,13 @@ class GrpcClient:
         """Scores all in one call."""
         options = _options({**self._options, **options})
         request = pb.ScoreRequest(options=options, inputs=[_input(one) for one in inputs])
-        waits = self._retry.waits()
-        while True:
-            try:
-                return _rewards(self._stub.Score(request, **self._terms()))
-            except grpc.RpcError as call:
-                error, wait = _error(call), next(waits, None)
-                if not isinstance(error, Unavailable) or wait is None:
-                    raise error from call
-                time.sleep(self._retry.after(wait, error))
+        return _rewards(self._unary(self._stub.Score, request))
 
     def reward(self, prompt, response: TextOrIds, **rest: Any) -> Trajectory:
         """Scores one response; calls of several threads go together."""
         return self._batcher.score(Input.one(prompt, response, **rest))
 
-    def stream(self, inputs: Iterable[Input], **options: Any) -> Iterator[Trajectory | InvalidRequest]:
+    def stream(self, inputs: Iterable[Input], **options: Any) -> Iterator[Trajectory | RewardError]:
         """Sends inputs as the server takes them."""
         first = pb.ScoreStreamRequest(options=_options({**self._options, **options}))
 
@@ -165,7 +167,7 @@ class GrpcClient:
             for one in inputs:
                 yield pb.ScoreStreamRequest(input=_input(one))
 
-        call = self._stub.ScoreStream(requests(), **self._terms())
+        call = self._stub.ScoreStream(requests(), metadata=self._metadata())
         try:
             for message in call:
                 if (one := _streamed(message)) is not None:
@@ -175,9 +177,24 @@ class GrpcClient:
         finally:
             call.cancel()
 
+    def tokenize(self, prompt: str, **rest: Any) -> pb.TokenizeResponse:
+        """The tokens that a prompt becomes."""
+        return self._unary(self._stub.Tokenize, pb.TokenizeRequest(prompt=prompt, **rest))
+
     def info(self) -> pb.InfoResponse:
         """What is served, and its limits."""
-        return self._stub.Info(pb.InfoRequest(), **self._terms())
+        return self._unary(self._stub.Info, pb.InfoRequest())
+
+    def _unary(self, method, request):
+        waits = self._retry.waits()
+        while True:
+            try:
+                return method(request, timeout=self._timeout, metadata=self._metadata())
+            except grpc.RpcError as call:
+                error, wait = _error(call), next(waits, None)
+                if not isinstance(error, Unavailable) or wait is None:
+                    raise error from call
+                time.sleep(self._retry.after(wait, error))
 
 
 class AsyncGrpcClient:
@@ -188,7 +205,7 @@ class AsyncGrpcClient:
         self._channel = (grpc.aio.secure_channel(target, credentials, options=CHANNEL) if credentials
                          else grpc.aio.insecure_channel(target, options=CHANNEL))
         self._stub = pb.Stub(self._channel)
-        self._terms = _terms(timeout, key)
+        self._metadata, self._timeout = _metadata(key), timeout
         self._retry, self._options = retry, options
 
         async def together(inputs):
@@ -209,21 +226,13 @@ class AsyncGrpcClient:
         """Scores all in one call."""
         options = _options({**self._options, **options})
         request = pb.ScoreRequest(options=options, inputs=[_input(one) for one in inputs])
-        waits = self._retry.waits()
-        while True:
-            try:
-                return _rewards(await self._stub.Score(request, **self._terms()))
-            except grpc.aio.AioRpcError as call:
-                error, wait = _error(call), next(waits, None)
-                if not isinstance(error, Unavailable) or wait is None:
-                    raise error from call
-                await asyncio.sleep(self._retry.after(wait, error))
+        return _rewards(await self._unary(self._stub.Score, request))
 
     async def reward(self, prompt, response: TextOrIds, **rest: Any) -> Trajectory:
         """Scores one response; concurrent calls go together."""
         return await self._batcher.score(Input.one(prompt, response, **rest))
 
-    async def stream(self, inputs: AsyncIterable[Input] | Iterable[Input], **options: Any) -> AsyncIterator[Trajectory | InvalidRequest]:
+    async def stream(self, inputs: AsyncIterable[Input] | Iterable[Input], **options: Any) -> AsyncIterator[Trajectory | RewardError]:
         """Sends inputs as the server takes them."""
         first = pb.ScoreStreamRequest(options=_options({**self._options, **options}))
 
@@ -236,7 +245,7 @@ class AsyncGrpcClient:
                 for one in inputs:
                     yield pb.ScoreStreamRequest(input=_input(one))
 
-        call = self._stub.ScoreStream(requests(), **self._terms())
+        call = self._stub.ScoreStream(requests(), metadata=self._metadata())
         try:
             async for message in call:
                 if (one := _streamed(message)) is not None:
@@ -246,6 +255,21 @@ class AsyncGrpcClient:
         finally:
             call.cancel()
 
+    async def tokenize(self, prompt: str, **rest: Any) -> pb.TokenizeResponse:
+        """The tokens that a prompt becomes."""
+        return await self._unary(self._stub.Tokenize, pb.TokenizeRequest(prompt=prompt, **rest))
+
     async def info(self) -> pb.InfoResponse:
         """What is served, and its limits."""
-        return await self._stub.Info(pb.InfoRequest(), **self._terms())
+        return await self._unary(self._stub.Info, pb.InfoRequest())
+
+    async def _unary(self, method, request):
+        waits = self._retry.waits()
+        while True:
+            try:
+                return await method(request, timeout=self._timeout, metadata=self._metadata())
+            except grpc.aio.AioRpcError as call:
+                error, wait = _error(call), next(waits, None)
+                if not isinstance(error, Unavailable) or wait is None:
+                    raise error from call
+                await asyncio.sleep(self._retry.after(wait, error))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2 as httpx
@@ -40,12 +41,30 @@ def _checked(response: httpx.Response) -> Any:
     raise wire.error(response.status_code, body, response.headers.get("retry-after"))
 
 
-def _line(line: str) -> Trajectory | None:
-    """One line of a streamed answer; none for the last."""
-    body = json.loads(line)
-    if "error" in body:
-        raise RewardError(body["error"]["message"], code=body["error"]["code"], param=body["error"].get("param"))
-    return wire.trajectory(body) if "rewards" in body else None
+@contextmanager
+def _reached() -> Iterator[None]:
+    """A server that does not answer, or not to the end, is :class:`Unavailable`."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise Unavailable(f"no answer: {error!r}") from error
+
+
+class _Lines:
+    """The trajectories of a streamed answer, whose last line has none. Lines end at ``\\n`` only: what else ends a line in
+    Unicode may stand in the JSON as it is."""
+
+    def __init__(self):
+        self._rest = b""
+
+    def read(self, chunk: bytes) -> Iterator[Trajectory]:
+        """Those that the chunk completes."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for body in map(json.loads, lines):
+            if "error" in body:
+                raise RewardError(body["error"]["message"], code=body["error"]["code"], param=body["error"].get("param"))
+            if "rewards" in body:
+                yield wire.trajectory(body)
 
 
 class Client:
@@ -84,13 +103,13 @@ class Client:
     def stream(self, inputs: Iterable[Input], **options: Any) -> Iterator[Trajectory]:
         """The trajectories as they are scored, in the order of their completion."""
         body = wire.request(inputs, {**self._options, **options})
-        with self._http.stream("POST", "/v1/rewards", json=body, headers=NDJSON) as response:
+        with _reached(), self._http.stream("POST", "/v1/rewards", json=body, headers=NDJSON) as response:
             if not response.is_success:
                 response.read()
                 _checked(response)
-            for line in response.iter_lines():
-                if (trajectory := _line(line)) is not None:
-                    yield trajectory
+            lines = _Lines()
+            for chunk in response.iter_bytes():
+                yield from lines.read(chunk)
 
     def tokenize(self, prompt: str, **rest: Any) -> dict[str, Any]:
         """``POST /tokenize``."""
@@ -104,10 +123,8 @@ class Client:
         waits = self._retry.waits()
         while True:
             try:
-                try:
+                with _reached():
                     return _checked(self._http.request(method, path, **body))
-                except httpx.TransportError as error:
-                    raise Unavailable(f"no answer: {error!r}") from error
             except Unavailable as error:
                 wait = next(waits, None)
                 if wait is None:
@@ -149,13 +166,15 @@ class AsyncClient:
     async def stream(self, inputs: Iterable[Input], **options: Any) -> AsyncIterator[Trajectory]:
         """The trajectories as they are scored, in the order of their completion."""
         body = wire.request(inputs, {**self._options, **options})
-        async with self._http.stream("POST", "/v1/rewards", json=body, headers=NDJSON) as response:
-            if not response.is_success:
-                await response.aread()
-                _checked(response)
-            async for line in response.aiter_lines():
-                if (trajectory := _line(line)) is not None:
-                    yield trajectory
+        with _reached():
+            async with self._http.stream("POST", "/v1/rewards", json=body, headers=NDJSON) as response:
+                if not response.is_success:
+                    await response.aread()
+                    _checked(response)
+                lines = _Lines()
+                async for chunk in response.aiter_bytes():
+                    for trajectory in lines.read(chunk):
+                        yield trajectory
 
     async def tokenize(self, prompt: str, **rest: Any) -> dict[str, Any]:
         """``POST /tokenize``."""
@@ -169,10 +188,8 @@ class AsyncClient:
         waits = self._retry.waits()
         while True:
             try:
-                try:
+                with _reached():
                     return _checked(await self._http.request(method, path, **body))
-                except httpx.TransportError as error:
-                    raise Unavailable(f"no answer: {error!r}") from error
             except Unavailable as error:
                 wait = next(waits, None)
                 if wait is None:

@@ -14,7 +14,7 @@ class Retry:
     """Waits of ``first · 2ⁿ`` seconds, at most ``longest``, each shortened at random by up to half; never less than the
     server's ``Retry-After``. The default goes on for about five minutes: a reload or a restart of the server passes."""
 
-    tries: int = 14
+    tries: int = 20
     first: float = 0.25
     longest: float = 30.0
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
+CHANGES = "this tokenizer's decoder changes text that it gave before: give spans of your own"
+
 
 def token_spans(tokenizer, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The text of ``ids`` and, for each of them, its byte range in that text.
@@ -56,16 +58,29 @@ def _byte_pieces(tokenizer, ids: list[int]) -> list[bytes]:
 
 
 def _decoded_pieces(tokenizer, ids: list[int]) -> list[bytes]:
-    """What each token adds to the text before it; a character in several tokens belongs to the last of them."""
-    pieces, done = [], b""
+    """What each token adds to the text before it; a character in several tokens belongs to the last of them.
+
+    Decoded is a window that begins with the tokens of the last whole piece: they say how the next goes on (with a space or
+    without), and all from the first token anew would cost the square of the length.
+    """
+
+    def decode(begin: int, end: int) -> str:
+        return tokenizer.decode(ids[begin:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    pieces, begin, read, done = [], 0, 0, ""
     for n in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:n], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = text.rstrip("\ufffd").encode() if n < len(ids) else text.encode()
-        if not whole.startswith(done):
-            raise ValueError("this tokenizer's decoder changes text that it gave before: give spans of your own")
-        pieces.append(whole[len(done):])
-        done = whole
-    return pieces
+        text = decode(begin, n)
+        if text.endswith("\ufffd") and n < len(ids):  # part of a character: the window grows
+            text = done
+        if not text.startswith(done):
+            raise ValueError(CHANGES)
+        pieces.append(text[len(done):])
+        if text != done:
+            begin, read = read, n
+            done = decode(begin, read)
+    if "".join(pieces) != decode(0, len(ids)):
+        raise ValueError(CHANGES)
+    return [piece.encode() for piece in pieces]
 
 
 def _repair(data: bytes):

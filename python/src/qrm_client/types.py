@@ -72,7 +72,9 @@ class Trajectory:
     @property
     def answer_score(self) -> float:
         """One number for the whole answer, as the server's own whole-answer routes have it: the mean of its rewards; of an
-        outcome or step model, whose other tokens have none, the sum."""
+        outcome or step model, whose other tokens have none, the sum. A streamed trajectory does not know which it is."""
+        if self.reward is None:
+            raise ValueError("a streamed trajectory has no reward's name to tell: use score (the mean) or sum (outcome, step)")
         return self.sum if self.reward in ("outcome", "step") else self.score
 
 

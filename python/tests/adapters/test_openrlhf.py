@@ -93,10 +93,11 @@ def test_the_executor_asks_with_the_ids_it_sampled(url, monkeypatch, alignment):
     ids = tokenizer()("She has 7 pens.")["input_ids"] + [2]
     out = sampled(ids)
     begin, end = out["action_ranges"][0]
-    assert out["reward"] == 0.0 and out["token_rewards"][:begin] == [0.0] * begin and end - begin == len(ids)
+    assert out["token_rewards"][:begin] == [0.0] * begin and end - begin == len(ids)
     with Client(url) as client:
-        direct = client.score([Input.one(out["observation_tokens"][:begin], ids)])[0].rewards
-    assert out["token_rewards"][begin:] == pytest.approx(direct.tolist(), abs=1e-5)
+        direct = client.score([Input.one(out["observation_tokens"][:begin], ids)])[0]
+    assert out["token_rewards"][begin:] == pytest.approx(direct.rewards.tolist(), abs=1e-5)
+    assert out["reward"] == out["scores"] == pytest.approx(direct.answer_score, abs=1e-5) != 0.0  # what is reported
 
 
 def test_the_reward_function(url):
@@ -123,9 +124,9 @@ def test_advantages_are_of_token_rewards(url, trainer):
     experience_maker.strategy = SimpleNamespace(args=args)
     experience_maker.kl_ctl = SimpleNamespace(value=0.0)
     experience_maker.advantage_estimator = "reinforce"
-    maker.apply_length_penalties = lambda experiences, args: None
     (shaped,) = experience_maker.compute_advantages_and_returns([joined])
     assert adapter.INFO not in shaped.info
+    assert shaped.info["reward"].tolist() == pytest.approx([r["scores"] for r in responses])
     for row, response in enumerate(responses):
         begin, end = response["action_ranges"][0]
         rewards = torch.tensor(response["token_rewards"][begin:end])

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 def test_rewards_travel_to_the_advantages(server, monkeypatch):
     monkeypatch.setenv("QRM_URL", server.url)
     adapter._client.cache_clear()
-    samples = [SimpleNamespace(tokens=[5, 6, 7, 8, 9 + i], response_length=2 + i % 2) for i in range(6)]
+    samples = [SimpleNamespace(prompt="Q", tokens=[5, 6, 7, 8, 9 + i], response_length=2 + i % 2) for i in range(6)]
 
     async def rollout():
         return await asyncio.gather(*(adapter.reward(SimpleNamespace(), sample) for sample in samples))
@@ -27,6 +27,9 @@ def test_rewards_travel_to_the_advantages(server, monkeypatch):
             n = sample.response_length
             direct = client.score([Input.one(sample.tokens[:-n], sample.tokens[-n:])])[0]
             assert sample.teacher_log_probs == direct.rewards.tolist() and reward["score"] == direct.score
+    aborted = SimpleNamespace(prompt="Q", tokens=[5, 6], response_length=0)
+    samples.append(aborted)
+    rewards.append(asyncio.run(adapter.reward(SimpleNamespace(), aborted)))
     data = {"rewards": [r["score"] for r in rewards], "teacher_log_probs": [s.teacher_log_probs for s in samples]}
     adapter.advantages(SimpleNamespace(), data)
     every = torch.cat(data["advantages"])

@@ -15,9 +15,9 @@ pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers")
 
-from trl import GRPOConfig  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-from qrm_client import Client, Input  # noqa: E402
+from qrm_client import Client, Input, token_spans  # noqa: E402
 from qrm_client.adapters.trl import TokenGRPOTrainer, reward_function  # noqa: E402
 
 from ..conftest import FIXTURES  # noqa: E402
@@ -42,16 +42,37 @@ def policy():
     return transformers.LlamaForCausalLM(config), tokenizer
 
 
+def test_an_empty_answer_has_no_reward(server):
+    with Client(server.url) as client:
+        reward = reward_function(client)
+        first, empty, last = reward(["Two?", "Two?", "Four?"], ["Two.", "", "Four."])
+        assert empty is None and [first] == reward(["Two?"], ["Two."]) and [last] == reward(["Four?"], ["Four."])
+        assert reward(["Two?"], [""]) == [None]
+        with_end = reward_function(client, append_eos=True)
+        assert with_end(["Two?"], [""]) == [client.score([Input.one("Two?", "")], append_eos=True)[0].score]
+
+
 @pytest.mark.parametrize("alignment", ["ids", "spans"])
-def test_three_steps(server, tmp_path, alignment):
+def test_three_steps(server, tmp_path, monkeypatch, alignment):
     model, tokenizer = policy()
     prompts = ["Ada has 3 pens and buys 4.", "Omar has 9 cups and loses 2.", "Lea has 5 nuts.", "Kim eats 1 of 8 figs."]
-    seen = []
+    if alignment == "spans":  # a template of the policy's own, that the reward model should not see
+        tokenizer.chat_template = "{% for message in messages %}Q: {{ message['content'] }} A:{% endfor %}"
+        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    own, seen = [], []
+    grpo = GRPOTrainer._generate_and_score_completions
+
+    def watched(self, inputs):
+        batch = grpo(self, inputs)
+        own.append(batch["advantages"].clone())
+        return batch
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", watched)
 
     class Watched(TokenGRPOTrainer):
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
-            seen.append({k: v.clone() for k, v in batch.items() if isinstance(v, torch.Tensor)})
+            seen.append({k: v.clone() for k, v in batch.items() if isinstance(v, torch.Tensor)} | {"inputs": inputs})
             return batch
 
     config = GRPOConfig(
@@ -64,24 +85,25 @@ def test_three_steps(server, tmp_path, alignment):
             reward_funcs=reward_function(client),
             train_dataset=datasets.Dataset.from_dict({"prompt": prompts}))
         trainer.train()
-        assert trainer.state.global_step == 3 and len(seen) >= 3
+        assert trainer.state.global_step == 3 and len(seen) == len(own) >= 3
         assert any(not torch.equal(before[name], p.cpu()) for name, p in model.named_parameters())
-        for batch in seen:
+        for batch, advantages in zip(seen, own):
             mask = batch["completion_mask"].bool()
             assert batch["advantages"].shape == batch["completion_ids"].shape
             assert not batch["advantages"][~mask].any()
-            rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), batch["completion_ids"], mask, batch["token_rewards"])
-            for prompt, prompt_mask, completion, completion_mask, rewards in rows:
+            rows = zip(batch["inputs"], batch["prompt_ids"], batch["prompt_mask"].bool(), batch["completion_ids"], mask, batch["token_rewards"])
+            for example, prompt, prompt_mask, completion, completion_mask, rewards in rows:
                 # The server's numbers for these very ids, asked for anew.
-                direct = client.score([Input.one(prompt[prompt_mask].tolist(), completion[completion_mask].tolist())])[0]
-                got = rewards[completion_mask].numpy()
-                if alignment == "ids":
-                    np.testing.assert_array_equal(got, direct.rewards)
-                assert got.shape == direct.rewards.shape and not rewards[~completion_mask].any()
+                ids = completion[completion_mask].tolist()
+                one = Input.one(prompt[prompt_mask].tolist(), ids)
+                if alignment == "spans":
+                    text, spans = token_spans(tokenizer, ids)
+                    one = Input.one(example["prompt"], text, spans=spans)
+                np.testing.assert_array_equal(rewards[completion_mask].numpy(), client.score([one])[0].rewards)
+                assert not rewards[~completion_mask].any()
             tokens = batch["token_rewards"][mask].double()
             standard = (tokens - tokens.mean()) / tokens.std(unbiased=False)
             sequence = batch["advantages"][mask].double() - standard
-            # What is left is GRPO's own advantage: one number a row.
-            lengths = mask.sum(1).tolist()
-            for part in sequence.split(lengths):
-                assert part.max() - part.min() < 1e-4
+            # What is left is GRPO's own advantage, on every token of its row.
+            torch.testing.assert_close(sequence, advantages.double().repeat_interleave(mask.sum(1)), atol=1e-4, rtol=1e-4)
+        assert any(advantages.any() for advantages in own)

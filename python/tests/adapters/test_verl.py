@@ -9,13 +9,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
+transformers = pytest.importorskip("transformers")
 agent_loop = pytest.importorskip("verl.experimental.agent_loop.agent_loop")
 
 from tensordict import TensorDict  # noqa: E402
 from verl import DataProto  # noqa: E402
 
-from qrm_client import Client, Input  # noqa: E402
+from qrm_client import Client, Input, token_spans  # noqa: E402
 from qrm_client.adapters import verl as adapter  # noqa: E402
+
+from ..conftest import FIXTURES  # noqa: E402
+
+CHAT = [{"role": "user", "content": "Ada has 3 pens."}]
+
+
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(FIXTURES / "qwen2")
 
 
 def rollout(seed: int, rows: int = 4) -> DataProto:
@@ -31,20 +40,29 @@ def rollout(seed: int, rows: int = 4) -> DataProto:
         written[row, :r] = torch.from_numpy(rng.integers(0, 2, r))
     batch = TensorDict({"prompts": prompts, "responses": responses, "attention_mask": attention, "response_mask": written,
                         "input_ids": torch.cat([prompts, responses], 1)}, batch_size=rows)
-    return DataProto(batch=batch, meta_info={"metrics": [{"generate_sequences": 1.0, "tool_calls": 0.0, "compute_score": 0.0}] * rows})
+    raw = np.empty(rows, object)
+    raw[:] = [CHAT] * rows
+    return DataProto(batch=batch, non_tensor_batch={"raw_prompt": raw}, meta_info={"metrics": [{"generate_sequences": 1.0, "tool_calls": 0.0, "compute_score": 0.0}] * rows})
 
 
-def expected(client: Client, batch) -> torch.Tensor:
+def expected(client: Client, batch, alignment: str) -> torch.Tensor:
     out = torch.zeros(batch["responses"].shape)
     for row in range(len(out)):
         mask = batch["attention_mask"][row].bool()
-        scored = client.score([Input.one(batch["prompts"][row][mask[:10]].tolist(), batch["responses"][row][mask[10:]].tolist())])[0]
+        prompt, response = batch["prompts"][row][mask[:10]].tolist(), batch["responses"][row][mask[10:]].tolist()
+        one = Input.one(prompt, response)
+        if alignment == "spans":
+            text, spans = token_spans(tokenizer(), response)
+            one = Input.one(CHAT, text, spans=spans)
+        scored = client.score([one])[0]
         out[row, : scored.length] = torch.from_numpy(scored.rewards)
     return out * batch["response_mask"]
 
 
-def test_the_manager_delivers_rm_scores(server, monkeypatch):
+@pytest.mark.parametrize("alignment", ["ids", "spans"])
+def test_the_manager_delivers_rm_scores(server, monkeypatch, alignment):
     monkeypatch.setenv("QRM_URL", server.url)
+    monkeypatch.setenv("QRM_ALIGNMENT", alignment)
 
     class Worker:
         class generate_sequences:
@@ -56,12 +74,13 @@ def test_the_manager_delivers_rm_scores(server, monkeypatch):
     manager = adapter.TokenRewardManager.__new__(adapter.TokenRewardManager)
     manager.agent_loop_workers = [Worker(), Worker()]
     manager._performance_metrics = lambda metrics, output: {}
+    manager._tokenizer = tokenizer
     prompts = DataProto(batch=TensorDict({"seed": torch.tensor([1, 1, 1, 2, 2, 2])}, batch_size=6))
-    output = asyncio.run(manager.generate_sequences(prompts))
+    output = manager.generate_sequences(prompts)  # as the trainer does: nobody awaits
     scores = output.batch["rm_scores"]
     assert scores.dtype == torch.float32 and scores.shape == (6, 12)
     with Client(server.url) as client:
-        assert torch.equal(scores, expected(client, output.batch))
+        assert torch.equal(scores, expected(client, output.batch, alignment))
 
 
 def test_the_reward_function(server, monkeypatch):
@@ -69,11 +88,7 @@ def test_the_reward_function(server, monkeypatch):
 
     monkeypatch.setenv("QRM_URL", server.url)
     adapter._async_client.cache_clear()
-    transformers = pytest.importorskip("transformers")
-    from ..conftest import FIXTURES
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(FIXTURES / "qwen2")
-    ids = tokenizer("7 pens")["input_ids"]
+    ids = tokenizer()("7 pens")["input_ids"]
     response = torch.tensor(ids + [0] * 3)
     attention = torch.tensor([1] * 4 + [1] * len(ids) + [0] * 3)
     batch = TensorDict({"prompts": torch.ones(1, 4, dtype=torch.int64), "responses": response[None], "attention_mask": attention[None]}, batch_size=1)
@@ -81,9 +96,18 @@ def test_the_reward_function(server, monkeypatch):
     rows = {"data_source": np.array(["x"], object), "reward_model": np.array([{"ground_truth": "7"}], object), "extra_info": np.array([extra], object)}
 
     async def run():
-        manager = NaiveRewardManager(None, tokenizer, adapter.compute_score)
+        manager = NaiveRewardManager(None, tokenizer(), adapter.compute_score)
         return await manager.run_single(DataProto(batch=batch, non_tensor_batch=rows))
 
     result = asyncio.run(run())
     with Client(server.url) as client:
         assert result["reward_score"] == client.score([Input.one(extra["question"], "7 pens")])[0].score
+
+
+def test_an_empty_answer_is_its_end_of_sequence(server, monkeypatch):
+    monkeypatch.setenv("QRM_URL", server.url)
+    adapter._async_client.cache_clear()
+    scored = asyncio.run(adapter.compute_score("x", "", "7", {"question": "Two?"}))
+    with Client(server.url) as client:
+        end = client.score([Input.one("Two?", "")], append_eos=True)[0]
+        assert end.length == 1 and scored == {"score": end.answer_score}

@@ -4,9 +4,10 @@ Whole answers need no adapter (``--reward.remote_url http://rewards:8080/get_rew
 of its own that is named there: ``from qrm_client.adapters.openrlhf import reward_func``.
 
 The trainer's rewards are one number an answer. :func:`install` makes it take one a token as well: an executor asks the
-server with the very ids that were sampled, the rewards travel in ``Experience.info``, and where OpenRLHF puts a number at
-the last token they are added. It has to run in every process of the trainer: see ``examples/openrlhf``. Written for
-OpenRLHF 0.11.
+server with the very ids that were sampled, the rewards travel in ``Experience.info``, and they stand where OpenRLHF would put
+its one number at the last token; that number, the answer's score, is what it reports and evaluates. It has to run in every
+process of the trainer: see ``examples/openrlhf``. By ``spans`` the reward model reads the policy's template as text: OpenRLHF
+has applied it by then. Written for OpenRLHF 0.11.
 
 Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_TOKEN_WEIGHT`` (default 1).
 """
@@ -60,8 +61,8 @@ def agent_executor():
             alignment = os.environ.get("QRM_ALIGNMENT", "ids")
             one = align(None, ids[:begin], ids[begin:end], hf_tokenizer, alignment)
             scored = await self._rewards.reward(one.prompt, one.responses[0], spans=one.spans)
-            # The number at the last token is nought: all of the reward is in the tokens.
-            out.update(reward=0.0, scores=scored.answer_score, token_rewards=[0.0] * begin + scored.rewards.tolist())
+            score = scored.answer_score
+            out.update(reward=score, scores=score, token_rewards=[0.0] * begin + scored.rewards.tolist())
             return out
 
     return AgentExecutor
@@ -92,8 +93,12 @@ def patch(maker, experience_maker: type, generator: type) -> None:
         return experience
 
     def shape_token_rewards(self, experiences):
-        own = iter([experience.info.pop(INFO, None) for experience in experiences])
-        last_only = maker.compute_reward
+        rewards = [experience.info.pop(INFO, None) for experience in experiences]
+        own, last_only = iter(rewards), maker.compute_reward
+        # All of the reward is in the tokens: the answer's score is there for the reports, and not added to them.
+        reported = [(e, e.info["reward"]) for e, tokens in zip(experiences, rewards) if tokens is not None]
+        for experience, _ in reported:
+            experience.rewards = torch.zeros_like(experience.rewards)
 
         def compute_reward(*args, action_mask=None, **kwargs):  # called once for each experience, in order
             reward, tokens = last_only(*args, action_mask=action_mask, **kwargs), next(own)
@@ -104,9 +109,12 @@ def patch(maker, experience_maker: type, generator: type) -> None:
 
         maker.compute_reward = compute_reward
         try:
-            return shape(self, experiences)
+            shaped = shape(self, experiences)
         finally:
             maker.compute_reward = last_only
+        for experience, score in reported:
+            experience.info["reward"] = score
+        return shaped
 
     generator._process_response_into_experience = read_token_rewards
     experience_maker.compute_advantages_and_returns = shape_token_rewards

@@ -4,8 +4,10 @@
     --custom-advantage-function-path qrm_client.adapters.slime.advantages
 
 The rewards travel from the rollout to the trainer in ``teacher_log_probs``: the one per-token field that slime carries
-there and that a run without a teacher does not use. Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or
-``spans``), ``QRM_SEQUENCE_WEIGHT`` (of the sample's own reward, default 0), ``QRM_TOKEN_WEIGHT`` (default 1).
+there and that a run without a teacher does not use. By ``spans`` the reward model reads the sample's prompt: messages
+through its own template, text as it is (which is the policy's template where slime has applied it). Environment: ``QRM_URL``,
+``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_SEQUENCE_WEIGHT`` (of the sample's own reward, default 0),
+``QRM_TOKEN_WEIGHT`` (default 1).
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ def _client() -> AsyncClient:
 async def reward(args, sample, **_):
     """slime's ``--custom-rm-path``: of one sample. Its ids are prompt and response in one; concurrent samples go together."""
     tokens, length = list(sample.tokens), sample.response_length
+    if not length:  # aborted before its first token: nothing to judge, and nothing that would learn from it
+        sample.teacher_log_probs = []
+        return {"score": 0.0, "sum": 0.0}
     alignment = os.environ.get("QRM_ALIGNMENT", "ids")
     tokenizer = _tokenizer(args.hf_checkpoint) if alignment == "spans" else None
-    one = align(None, tokens[:-length], tokens[-length:], tokenizer, alignment)
+    one = align(sample.prompt, tokens[:-length], tokens[-length:], tokenizer, alignment)
     scored = await _client().reward(one.prompt, one.responses[0], spans=one.spans)
     sample.teacher_log_probs = scored.rewards.tolist()
     return {"score": scored.answer_score, "sum": scored.sum}

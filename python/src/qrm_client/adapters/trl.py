@@ -16,12 +16,7 @@ import torch
 from trl import GRPOTrainer
 
 from .. import Client, Input
-from .align import align
-
-
-def _prompt(prompt):
-    """TRL's prompt: text, or chat messages."""
-    return prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
+from .align import align, prompt_of
 
 
 def _text(completion) -> str:
@@ -31,11 +26,15 @@ def _text(completion) -> str:
 def reward_function(client: Client, **options):
     """A function for ``reward_funcs``: one number for each completion's text. TRL passes no prompt ids here, so this one is
     of text; the trainer below is of ids. A text has no end of sequence: a model that was trained with one (outcome and step
-    models are read there) wants ``append_eos=True`` among the ``options``."""
+    models are read there) wants ``append_eos=True`` among the ``options``. An empty text (the policy ended at once) has
+    nothing to score without it and gets none: TRL leaves it out."""
 
     def qrm(prompts, completions, **_):
-        inputs = [Input.one(_prompt(p), _text(c)) for p, c in zip(prompts, completions)]
-        return [trajectory.answer_score for trajectory in client.score(inputs, **options)]
+        rows = [(prompt_of(p), _text(c)) for p, c in zip(prompts, completions)]
+        inputs = [Input.one(p, c) if c or options.get("append_eos") else None for p, c in rows]
+        asked = [one for one in inputs if one]
+        scored = iter(client.score(asked, **options) if asked else ())
+        return [next(scored).answer_score if one else None for one in inputs]
 
     return qrm
 
@@ -45,7 +44,8 @@ class TokenGRPOTrainer(GRPOTrainer):
 
     ``A`` is GRPO's own advantage of the completion, ``r̂_t`` the server's reward of its token t over all processes'
     completions: ``(r − μ)/σ`` (``standard``), ``r/σ`` (``std``, as the released Q-RM code has it) or ``r`` (``none``).
-    ``alignment`` is ``ids`` or ``spans``. The rewards as they came are in the batch as ``token_rewards``, ``(B, T)``.
+    ``alignment`` is ``ids`` or ``spans``; by ``spans`` the reward model reads the example's ``prompt``, messages through its
+    own template. The rewards as they came are in the batch as ``token_rewards``, ``(B, T)``.
     """
 
     def __init__(self, *args, client: Client, sequence_weight: float = 1.0, token_weight: float = 1.0,
@@ -61,22 +61,24 @@ class TokenGRPOTrainer(GRPOTrainer):
         mask = batch["completion_mask"]
         if "tool_mask" in batch:
             mask = mask * batch["tool_mask"]
-        rewards = self._token_rewards(batch).to(mask.device)
+        rewards = self._token_rewards(batch, inputs).to(mask.device)
         batch["token_rewards"] = rewards
         tokens = self._token_weight * self._normalized(rewards, mask)
         batch["advantages"] = (self._sequence_weight * batch["advantages"].unsqueeze(1) + tokens) * mask
         return batch
 
-    def _token_rewards(self, batch) -> torch.Tensor:
+    def _token_rewards(self, batch, inputs) -> torch.Tensor:
         """``(B, T)`` float32, zero where there is no completion."""
-        rows = zip(batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"])
+        # An environment adds to its example's prompt: what the policy read is in the ids alone.
+        prompts = [None if self.environments else example["prompt"] for example in inputs]
+        rows = zip(prompts, batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"])
         lengths, asked = [], []
-        for prompt, prompt_mask, completion, completion_mask in rows:
+        for own, prompt, prompt_mask, completion, completion_mask in rows:
             ids = completion[completion_mask.bool()].tolist()
             lengths.append(len(ids))
             if ids:
                 prompt = prompt[prompt_mask.bool()].tolist()
-                asked.append(align(None, prompt, ids, self.processing_class, self._alignment))
+                asked.append(align(own, prompt, ids, self.processing_class, self._alignment))
         scored = iter(self._client.score(asked)) if asked else iter(())
         out = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32)
         for row, length in zip(out, lengths):

@@ -7,11 +7,16 @@ Whole answers (any advantage estimator)::
 
 Per token (``gae``, ``reinforce_plus_plus``, ``remax``: estimators that read every token's reward)::
 
+    trainer.use_v1=False
     actor_rollout_ref.rollout.agent.agent_loop_manager_class=qrm_client.adapters.verl.TokenRewardManager
+
+This needs verl's legacy trainer. The V1 trainer, its default, is not supported: there a manager returns nothing and its
+workers put every answer into a TransferQueue, where this one would never see them.
 
 Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_OUTCOME_WEIGHT`` (of the score that
 verl's own reward function put at the last token; default 0), ``QRM_APPEND_EOS`` (1: whole answers, which are text here, are
-scored with their end of sequence, as outcome and step models want it). Written for verl 0.9.
+scored with their end of sequence, as outcome and step models want it). By ``spans`` the reward model reads the rows'
+``raw_prompt`` through its own template. Written for verl 0.9.
 """
 
 from __future__ import annotations
@@ -21,13 +26,18 @@ from functools import lru_cache
 
 import torch
 
-from .. import AsyncClient, Client
-from .align import align
+from .. import AsyncClient, Client, Input
+from .align import align, prompt_of
 
 try:  # the manager needs ray and verl's rollout; the reward function does not
     from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+    from verl.utils.ray_utils import auto_await
 except ImportError:
     AgentLoopManager = object
+
+    def auto_await(function):
+        """There is no verl whose trainer would call it."""
+        return function
 
 
 def _settings() -> dict[str, str | None]:
@@ -41,25 +51,33 @@ def _async_client() -> AsyncClient:
 
 async def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
     """verl's ``custom_reward_function``: one number for the decoded answer. Its prompt is ``extra_info``'s
-    ``prompt`` (text or messages), else its ``question``. Calls of one worker go together."""
+    ``prompt`` (text or messages), else its ``question``. Calls of one worker go together. An empty answer (the policy ended
+    at once) is scored with its end of sequence whatever ``QRM_APPEND_EOS`` says: it has no other token, and verl wants a
+    number."""
     prompt = next((extra_info[name] for name in ("prompt", "question") if extra_info and name in extra_info), None)
     if prompt is None:
         raise KeyError("extra_info has neither 'prompt' nor 'question': the reward model has to see what was asked")
-    prompt = prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
-    return {"score": (await _async_client().reward(prompt, solution_str)).answer_score}
+    prompt = prompt_of(prompt)
+    if solution_str:
+        scored = await _async_client().reward(prompt, solution_str)
+    else:
+        [scored] = await _async_client().score([Input.one(prompt, "")], append_eos=True)
+    return {"score": scored.answer_score}
 
 
-def token_rewards(batch, client: Client, tokenizer=None, alignment: str = "ids") -> torch.Tensor:
+def token_rewards(batch, client: Client, tokenizer=None, alignment: str = "ids", raw_prompts=None) -> torch.Tensor:
     """``(B, response_length)`` float32 for a ``DataProto``'s tensors: the server's reward at every token that the policy
-    wrote (``response_mask``), zero elsewhere. One request for all rows; what they share is computed once."""
+    wrote (``response_mask``), zero elsewhere. One request for all rows; what they share is computed once. ``raw_prompts``
+    are the rows' messages."""
     prompts, responses, attention = batch["prompts"], batch["responses"], batch["attention_mask"].bool()
     width = prompts.size(1)
     written = batch["response_mask"] if "response_mask" in batch.keys() else attention[:, width:]
+    own = [None] * len(prompts) if raw_prompts is None else raw_prompts
     asked, places = [], []
     for row, (prompt, response, mask) in enumerate(zip(prompts, responses, attention)):
         ids = response[mask[width:]].tolist()
         if ids:
-            asked.append(align(None, prompt[mask[:width]].tolist(), ids, tokenizer, alignment))
+            asked.append(align(own[row], prompt[mask[:width]].tolist(), ids, tokenizer, alignment))
             places.append((row, mask[width:]))
     out = torch.zeros(responses.shape, dtype=torch.float32)
     for (row, mask), scored in zip(places, client.score(asked) if asked else ()):
@@ -68,13 +86,15 @@ def token_rewards(batch, client: Client, tokenizer=None, alignment: str = "ids")
 
 
 class TokenRewardManager(AgentLoopManager):
-    """Fills ``rm_scores`` once all answers of a step are there."""
+    """Fills ``rm_scores`` once all answers of a step are there: for verl's legacy trainer (``trainer.use_v1=False``)."""
 
+    @auto_await  # as verl's own: its trainer calls it and does not await
     async def generate_sequences(self, prompts):
         output = await super().generate_sequences(prompts)
         tokenizer = self._tokenizer() if os.environ.get("QRM_ALIGNMENT") == "spans" else None
         with Client(**_settings()) as client:
-            rewards = token_rewards(output.batch, client, tokenizer, os.environ.get("QRM_ALIGNMENT", "ids"))
+            alignment, raw = os.environ.get("QRM_ALIGNMENT", "ids"), output.non_tensor_batch.get("raw_prompt")
+            rewards = token_rewards(output.batch, client, tokenizer, alignment, raw)
         weight = float(os.environ.get("QRM_OUTCOME_WEIGHT", "0"))
         if weight and "rm_scores" in output.batch.keys():
             rewards = rewards + weight * output.batch["rm_scores"]
