@@ -34,6 +34,7 @@ fn openrlhf() {
     assert_eq!((&nothing["rewards"], &nothing["scores"]), (&json!([]), &json!([])));
     for (body, param) in [
         (json!({"query": ["abc"], "prompts": ["b"]}), "query[0]"),
+        (json!({"query": ["abc", "ab"], "prompts": ["a", "ab"]}), "query[1]"),
         (json!({"query": ["abc"], "prompts": []}), "prompts"),
         (json!({"query": ["abc"]}), "prompts"),
         (json!({"query": "abc", "prompts": ["a"]}), "query"),
@@ -148,7 +149,20 @@ fn vllm_pooling_and_classify() {
         let next = client.post("/tokenize", &json!({"messages": turns})).ok()["count"].as_u64();
         let count = chat["data"][0]["data"].as_array().map(|rows| rows.len() as u64);
         assert!(count < next, "{name}: {count:?} of {next:?}, nobody is to speak next");
-        client.post("/pooling", &json!({"input": {"a": 1}})).refused(422);
+        let forms = [
+            json!({"a": 1}),
+            json!([[1, 2, 3], "a"]),
+            json!(["a", 1]),
+            json!([1, -2]),
+            json!([1, 1u64 << 40]),
+        ];
+        for input in forms {
+            let (code, param) = client.post("/pooling", &json!({"input": input})).refused(422);
+            assert_eq!(code, "invalid_field");
+            assert!(param.is_some_and(|param| param.starts_with("input")), "{input}");
+        }
+        let one_of = client.post("/pooling", &json!({"input": [text.as_str(), &text]})).ok();
+        assert_eq!(one_of["data"][0]["data"], one_of["data"][1]["data"]);
         client.post("/pooling", &json!({})).refused(422);
         server.assert_quiet();
     }

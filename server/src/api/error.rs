@@ -49,6 +49,15 @@ impl ApiError {
         self.param.as_deref()
     }
 
+    /// The same of a front whose inputs have other names.
+    pub(crate) fn of_input(self, name: impl Fn(&str) -> String) -> Self {
+        let place = |param: &String| Some(param.strip_prefix("inputs[")?.split_once(']')?.0.to_owned());
+        match self.param.as_ref().and_then(place) {
+            Some(place) => Self { param: Some(name(&place)), ..self },
+            None => self,
+        }
+    }
+
     /// Seconds.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         self.retry_after

@@ -2,7 +2,7 @@
 //!
 //! - [`invalid`]: what can be wrong with a request, and with which field.
 //! - [`options`]: the request's choices, checked against the model.
-//! - [`trajectories`]: inputs tokenised and checked.
+//! - [`trajectories`]: inputs tokenised and checked. [`text`]: text to ids.
 //! - [`spans`]: rewards for a policy with another tokenizer.
 //! - [`answer`]: scores shaped for the wire.
 
@@ -10,6 +10,7 @@ pub(crate) mod answer;
 pub(crate) mod invalid;
 mod options;
 mod spans;
+pub(crate) mod text;
 mod trajectories;
 
 use qrm_model::RewardModel;

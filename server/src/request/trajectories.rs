@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use qrm_model::reward::RewardKind;
-use qrm_model::text::{Encoded, Message};
+use qrm_model::text::Message;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_proto::request::ChatMessage;
 use qrm_proto::{Input, TextOrIds};
 use serde_json::Value;
 
 use super::spans::Spans;
-use super::{Invalid, Options};
+use super::{Invalid, Options, text};
 
 /// A request ready for the engine.
 pub(crate) struct Prepared {
@@ -55,9 +55,6 @@ pub(super) fn prepare(
     }
     Ok(prepared)
 }
-
-/// A tokenizer may drop some of a text (runs of space, say): three bytes of four are allowed for.
-const SLACK: usize = 4;
 
 struct Response {
     ids: Vec<u32>,
@@ -159,7 +156,7 @@ impl Reader<'_> {
         match prompt {
             TextOrIds::Text(text) => self.prompt_text(&text, add_special_tokens, &param, options),
             TextOrIds::Ids(ids) => {
-                self.check_ids(&ids, &param)?;
+                text::check_ids(self.model, &ids, &param)?;
                 Ok(ids.into())
             }
         }
@@ -186,8 +183,8 @@ impl Reader<'_> {
         options: &Options,
     ) -> Result<Arc<[u32]>, Invalid> {
         let encoded = match options.truncate_prompt {
-            true => self.encode(text, add_special_tokens, param)?,
-            false => self.encode_fitting(text, add_special_tokens, param)?,
+            true => text::encode(self.model, text, add_special_tokens, param)?,
+            false => text::encode_fitting(self.model, text, add_special_tokens, param)?,
         };
         Ok(encoded.ids.into())
     }
@@ -195,13 +192,13 @@ impl Reader<'_> {
     fn response(&self, response: TextOrIds, param: &str, options: &Options) -> Result<Response, Invalid> {
         let (mut ids, text) = match response {
             TextOrIds::Text(text) => {
-                let mut encoded = self.encode_fitting(&text, false, param)?;
+                let mut encoded = text::encode_fitting(self.model, &text, false, param)?;
                 encoded.ids.extend(options.eos);
                 encoded.offsets.extend(options.eos.map(|_| [text.len(), text.len()]));
                 (encoded.ids, Some(TextOfResponse { offsets: encoded.offsets, bytes: text.len() }))
             }
             TextOrIds::Ids(mut ids) => {
-                self.check_ids(&ids, param)?;
+                text::check_ids(self.model, &ids, param)?;
                 ids.extend(options.eos);
                 (ids, None)
             }
@@ -303,35 +300,5 @@ impl Reader<'_> {
             return Err(Invalid::field(response_param, "context_length_exceeded", message));
         }
         Ok(prompt[total - context..].into())
-    }
-
-    /// Of a text that has to fit: one that cannot is not read, which would take long.
-    fn encode_fitting(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Encoded, Invalid> {
-        let context = self.model.context_length();
-        let most = context.saturating_mul(SLACK * self.model.text().longest_token());
-        if text.len() > most {
-            let message =
-                format!("{} bytes are more than the context's {context} tokens can hold", text.len());
-            return Err(Invalid::field(param, "context_length_exceeded", message));
-        }
-        self.encode(text, add_special_tokens, param)
-    }
-
-    fn encode(&self, text: &str, add_special_tokens: bool, param: &str) -> Result<Encoded, Invalid> {
-        let encoded =
-            self.model.text().encode(text, add_special_tokens).map_err(|e| Invalid::text(&e, param))?;
-        self.check_ids(&encoded.ids, param)?; // a tokenizer may know ids that the weights do not
-        Ok(encoded)
-    }
-
-    fn check_ids(&self, ids: &[u32], param: &str) -> Result<(), Invalid> {
-        let size = self.model.vocab_size();
-        match ids.iter().position(|id| *id as usize >= size) {
-            None => Ok(()),
-            Some(at) => {
-                let message = format!("token id {} at {at}, the vocabulary ends at {size}", ids[at]);
-                Err(Invalid::field(param, "token_id_out_of_range", message))
-            }
-        }
     }
 }

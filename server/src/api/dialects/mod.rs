@@ -3,9 +3,10 @@
 //!
 //! - [`openrlhf`]: `POST /get_reward`.
 //! - [`slime`]: `POST /rm`.
-//! - [`vllm`]: `POST /classify` and `/pooling`, as verl's discriminative reward model asks.
+//! - [`vllm`]: `POST /classify` and `/pooling`, as verl's discriminative reward model asks. `one_or_more`: what they take.
 //! - [`trl`]: `POST /get_sequence_logprobs/`.
 
+mod one_or_more;
 pub(crate) mod openrlhf;
 pub(crate) mod slime;
 pub(crate) mod trl;

@@ -4,7 +4,6 @@
 //! A text here is prompt and response in one. A scalar head reads all of it; a vocabulary head judges every token but the
 //! first, which nothing comes before: `/pooling` gives that one 0.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,19 +13,18 @@ use axum::{Extension, Json};
 use qrm_model::RewardModel;
 use qrm_model::text::Message;
 use qrm_proto::{EncodingFormat, Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Error, SeqAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use super::one_or_more::OneOrMore;
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
-use crate::request::Invalid;
+use crate::request::{Invalid, text};
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Texts {
@@ -47,86 +45,6 @@ impl Body for Texts {
 /// vLLM's tokenizers add theirs unless they are told not to.
 fn yes() -> bool {
     true
-}
-
-/// `Serialize` for the schema, which has the form from it.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-enum OneOrMore {
-    Text(String),
-    Ids(Vec<u32>),
-    Texts(Vec<String>),
-    IdLists(Vec<Vec<u32>>),
-}
-
-/// By its first element, as it comes: serde's own would keep all of it in between, at 32 bytes for each number.
-impl<'de> Deserialize<'de> for OneOrMore {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMoreVisitor;
-        impl<'de> Visitor<'de> for OneOrMoreVisitor {
-            type Value = OneOrMore;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, token ids, or a list of either")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<OneOrMore, E> {
-                Ok(OneOrMore::Text(text.into()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMore, A::Error> {
-                Ok(match list.next_element::<First>()? {
-                    None => OneOrMore::Ids(Vec::new()),
-                    Some(First::Id(id)) => OneOrMore::Ids(rest(id, list)?),
-                    Some(First::Text(text)) => OneOrMore::Texts(rest(text, list)?),
-                    Some(First::Ids(ids)) => OneOrMore::IdLists(rest(ids, list)?),
-                })
-            }
-        }
-        deserializer.deserialize_any(OneOrMoreVisitor)
-    }
-}
-
-/// What a list is of.
-enum First {
-    Id(u32),
-    Text(String),
-    Ids(Vec<u32>),
-}
-
-impl<'de> Deserialize<'de> for First {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FirstVisitor;
-        impl<'de> Visitor<'de> for FirstVisitor {
-            type Value = First;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, a token id, or token ids")
-            }
-
-            fn visit_u64<E: Error>(self, id: u64) -> Result<First, E> {
-                let other = |_| E::invalid_value(Unexpected::Unsigned(id), &self);
-                u32::try_from(id).map(First::Id).map_err(other)
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<First, E> {
-                Ok(First::Text(text.into()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<First, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(First::Ids)
-            }
-        }
-        deserializer.deserialize_any(FirstVisitor)
-    }
-}
-
-fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(first: T, mut list: A) -> Result<Vec<T>, A::Error> {
-    let mut all = vec![first];
-    while let Some(next) = list.next_element()? {
-        all.push(next);
-    }
-    Ok(all)
 }
 
 /// Other keys of a message are not the template's here.
@@ -191,7 +109,8 @@ async fn score<D: Serialize>(
     let model = loaded.model.clone();
     let unread = model.min_prompt_tokens();
     let request = app.turns.tokenize(move || native(request, &model)).await??;
-    let read = scoring::read_for(&app, client, request, loaded).await?;
+    let read = scoring::read_for(&app, client, request, loaded).await;
+    let read = read.map_err(|e| e.of_input(|i| format!("input[{i}]")))?;
     read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
 }
 
@@ -202,16 +121,14 @@ pub(crate) fn native(request: Texts, model: &RewardModel) -> Result<RewardsReque
         (None, Some(turns)) => {
             let turns = turns.into_iter().map(|t| Message { role: t.role, content: t.content });
             let text = model.text().render_whole(&turns.collect::<Vec<_>>());
+            let text = text.map_err(|e| Invalid::text(&e, "messages"))?;
             // The template writes the special tokens.
-            let encoded = text.and_then(|text| model.text().encode(&text, false));
-            let encoded = encoded.map_err(|e| Invalid::text(&e, "messages"))?;
-            OneOrMore::Ids(encoded.ids)
+            OneOrMore::Ids(text::encode_fitting(model, &text, false, "messages")?.ids)
         }
         _ => return Err(Invalid::field("input", "missing_field", "one of input and messages is needed")),
     };
     let encode = |text: String| {
-        let encoded = model.text().encode(&text, add_special_tokens);
-        encoded.map(|encoded| encoded.ids).map_err(|e| Invalid::text(&e, "input"))
+        text::encode_fitting(model, &text, add_special_tokens, "input").map(|encoded| encoded.ids)
     };
     let all = match input {
         OneOrMore::Text(text) => vec![encode(text)?],
