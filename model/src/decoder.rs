@@ -1,6 +1,6 @@
 //! The one decoder: token ids of a forest in, hidden states out. Llama, Mistral, Qwen2 and Qwen3 are settings of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 #[cfg(feature = "cuda")]
@@ -29,8 +29,8 @@ pub(crate) enum Embedding {
     Cuda(Arc<cuda::Linear>),
 }
 
-/// Positions whose rotations are kept. A longer batch makes its own: a million-token context must not cost memory
-/// before anyone uses it.
+/// Positions whose rotations are there from the start. A longer batch adds those that it needs: a million-token context must
+/// not cost memory before anyone uses it.
 const ROPE_POSITIONS: usize = 8192;
 
 /// Embedding, layers and final norm.
@@ -39,7 +39,7 @@ pub struct Decoder {
     embedding: Embedding,
     layers: Vec<Layer>,
     final_norm: Norm,
-    rope: Arc<RopeTable>,
+    rope: Mutex<Arc<RopeTable>>,
     parts: Vec<Part>,
 }
 
@@ -68,7 +68,7 @@ impl Decoder {
             }
         }
         let final_norm = loader.norm("model.norm.weight", d)?;
-        Ok(Self { config, embedding, layers, final_norm, rope, parts })
+        Ok(Self { config, embedding, layers, final_norm, rope: Mutex::new(rope), parts })
     }
 
     /// Hidden states after the final norm at `rows` of the forest, `[rows.len(), d]`. No gradients.
@@ -178,10 +178,13 @@ impl Decoder {
 
     fn rope(&self, positions: &[u32]) -> Arc<RopeTable> {
         let positions = positions.iter().max().map_or(0, |last| *last as usize + 1);
-        match positions > self.rope.positions() {
-            true => Arc::new(RopeTable::new(&inv_freq(&self.config), positions)),
-            false => self.rope.clone(),
+        let mut table = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
+        if positions > table.positions() {
+            let most = self.config.max_position_embeddings.max(positions);
+            let positions = positions.next_power_of_two().min(most);
+            *table = Arc::new(RopeTable::new(&inv_freq(&self.config), positions));
         }
+        table.clone()
     }
 
     /// The tokens' embeddings, `[N, d]`.

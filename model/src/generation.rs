@@ -33,8 +33,8 @@ pub struct Settings {
 pub struct Response {
     /// Its tokens, `[T]`, without the end-of-sequence token.
     pub response_ids: Vec<u32>,
-    /// Whether it came to its end, and was not cut off.
-    pub finished: bool,
+    /// That token; none of an answer that was cut off.
+    pub end: Option<u32>,
 }
 
 impl RewardModel {
@@ -119,17 +119,18 @@ impl<'a> Growth<'a> {
         let mut segments = forest.segments.to_vec();
         let first = segments.len();
         let (mut answers, mut last) = (Vec::new(), Vec::new());
+        let mut start = forest.len();
         for (i, prompt) in prompts.iter().enumerate() {
             let room = settings.max_new_tokens.min(model.context_length() - prompt.len());
             last.push(forest.rows(i)[prompt.len() - 1]);
             for _ in 0..samples {
                 let seed = seed(settings.seed, number + answers.len());
-                let start = forest.len() + answers.len() * settings.max_new_tokens;
                 segments.push(Segment { start, len: 0, parent: forest.leaf(i), position: prompt.len() });
+                start += room;
                 answers.push(Answer {
                     sampler: LogitsProcessor::from_sampling(seed, settings.sampling.clone()),
                     room,
-                    response: Response { response_ids: Vec::new(), finished: false },
+                    response: Response { response_ids: Vec::new(), end: None },
                 });
             }
         }
@@ -175,11 +176,11 @@ impl<'a> Growth<'a> {
         let decoder = &self.model.decoder;
         let hidden = decoder.extend(token_ids, &self.segments, fresh, self.caches, rows)?;
         let logits = linear(&hidden, &weight.detach(), None, None)?;
-        let eos = self.model.eos_token_id();
+        let ends = self.model.ends();
         let mut of = vec![None; self.answers.len()];
         answers.iter().enumerate().for_each(|(row, answer)| of[*answer] = Some(row));
         self.answers.par_iter_mut().zip(of).try_for_each(|(answer, row)| match row {
-            Some(row) => answer.sample(&logits.get(row)?, eos),
+            Some(row) => answer.sample(&logits.get(row)?, &ends),
             None => Ok(()),
         })?;
         Ok(())
@@ -188,13 +189,13 @@ impl<'a> Growth<'a> {
 
 impl Answer {
     fn is_open(&self) -> bool {
-        !self.response.finished && self.response.response_ids.len() < self.room
+        self.response.end.is_none() && self.response.response_ids.len() < self.room
     }
 
-    fn sample(&mut self, logits: &candle_core::Tensor, eos: Option<u32>) -> candle_core::Result<()> {
+    fn sample(&mut self, logits: &candle_core::Tensor, ends: &[u32]) -> candle_core::Result<()> {
         let token = self.sampler.sample(logits)?;
-        match Some(token) == eos {
-            true => self.response.finished = true,
+        match ends.contains(&token) {
+            true => self.response.end = Some(token),
             false => self.response.response_ids.push(token),
         }
         Ok(())

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Result;
 #[cfg(feature = "cuda")]
@@ -34,9 +36,9 @@ pub(crate) struct Part {
     pub(crate) layers: Range<usize>,
     /// Its own threads, where other parts compute on the CPU at the same time.
     pool: Option<rayon::ThreadPool>,
-    /// The angles of the first positions.
+    /// The angles of the positions that were needed so far.
     #[cfg(feature = "cuda")]
-    rotation: Option<Arc<cuda::Rotation>>,
+    rotation: Mutex<Option<Arc<cuda::Rotation>>>,
 }
 
 impl Placement {
@@ -104,10 +106,10 @@ impl Placement {
             };
             Ok(Part {
                 #[cfg(feature = "cuda")]
-                rotation: match device {
+                rotation: Mutex::new(match device {
                     Device::Cpu(_) => None,
                     Device::Cuda(gpu, _) => Some(Arc::new(cuda::Rotation::upload(gpu, rope)?)),
-                },
+                }),
                 device: device.clone(),
                 layers: layers * i / count..layers * (i + 1) / count,
                 pool,
@@ -145,10 +147,13 @@ impl Part {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(gpu, _) => {
-                let rotation = match &self.rotation {
-                    Some(kept) if kept.positions() >= layout.rope.positions() => kept.clone(),
+                let mut kept = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
+                let rotation = match kept.take() {
+                    Some(kept) if kept.positions() >= layout.rope.positions() => kept,
                     _ => Arc::new(cuda::Rotation::upload(gpu, &layout.rope)?),
                 };
+                *kept = Some(rotation.clone());
+                drop(kept);
                 let group = config.num_attention_heads / config.num_key_value_heads.max(1);
                 let (slots, keep) = continued.slots();
                 let batch = cuda::Batch {

@@ -12,7 +12,7 @@ use qrm_kernels::mmap::{Mmap, map_file};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, write_safetensors};
 
 /// Changes with what a file holds for the same checkpoint.
 const FORMAT: &str = "int8-g16";
@@ -91,7 +91,7 @@ impl Quantized {
                 Ok((name.as_str(), view))
             });
             let views = views.collect::<Result<Vec<_>, SafeTensorError>>().map_err(io::Error::other)?;
-            safetensors::serialize_to_file(views, None, &unfinished).map_err(io::Error::other)?;
+            write_safetensors(views, None, &unfinished).map_err(io::Error::other)?;
             std::fs::rename(&unfinished, &self.path)
         };
         write().map_err(|source| {

@@ -100,14 +100,15 @@ impl Reference {
         config: &DecoderConfig,
         placement: &Placement,
     ) -> Result<Self, CheckpointError> {
-        let policy = Box::new(RewardModel::load_on(dir, placement)?);
-        let theirs = (policy.vocab_size(), policy.context_length());
-        let ours = (config.vocab_size, config.max_position_embeddings);
-        if theirs != ours || policy.kind != HeadKind::QVocab {
+        let checkpoint = Checkpoint::open(dir)?;
+        let tokens = |c: &DecoderConfig| (c.vocab_size, c.max_position_embeddings);
+        if tokens(checkpoint.config()) != tokens(config) || !checkpoint.head().is_vocabulary() {
             let message = "the reference policy has another vocabulary, context or head".into();
             return Err(CheckpointError::Config { file: "config.json".into(), message });
         }
-        Ok(Self { beta: beta as f32, policy })
+        // One that was trained with DPO itself is a policy all the same.
+        let policy = RewardModel::build(dir, checkpoint.as_head(HeadKind::QVocab), None, None, placement)?;
+        Ok(Self { beta: beta as f32, policy: Box::new(policy) })
     }
 }
 
@@ -244,6 +245,11 @@ impl RewardModel {
         self.config.vocab_size
     }
 
+    /// Whether its output matrix is that of its embeddings.
+    pub fn ties_embeddings(&self) -> bool {
+        self.config.tie_word_embeddings
+    }
+
     /// The longest P + T the model was made for.
     pub fn context_length(&self) -> usize {
         self.config.max_position_embeddings
@@ -258,7 +264,12 @@ impl RewardModel {
     /// the weights do not have.
     pub fn eos_token_id(&self) -> Option<u32> {
         let known = |id: &u32| (*id as usize) < self.vocab_size();
-        self.text.eos_token_id().filter(known).or(self.config.eos_token_id)
+        self.text.eos_token_id().filter(known).or(self.config.eos_token_ids.first().copied())
+    }
+
+    /// All tokens that end an answer when it is sampled: chat models have several.
+    pub(crate) fn ends(&self) -> Vec<u32> {
+        self.eos_token_id().into_iter().chain(self.config.eos_token_ids.iter().copied()).collect()
     }
 
     /// `config.json`'s architecture, for example `Qwen2ForCausalLM`.

@@ -1,13 +1,16 @@
 //! Sampling: the tokens are those the model means, whatever is sampled beside them.
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 
+use common::fixture;
 use qrm_model::generation::{Response, Sampling, Settings};
 use qrm_model::{RewardModel, Trajectory};
 
 fn model(name: &str) -> RewardModel {
-    RewardModel::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)).unwrap()
+    RewardModel::load(&fixture(name)).unwrap()
 }
 
 fn prompts() -> Vec<Arc<[u32]>> {
@@ -86,9 +89,26 @@ fn answers_end() {
     let context = model.context_length();
     let full: Arc<[u32]> = vec![7; context - 3].into();
     let group = &model.generate(&[full], 4, &long).unwrap()[0];
-    assert!(group.iter().all(|r| r.response_ids.len() <= 3) && group.iter().any(|r| !r.finished));
+    assert!(group.iter().all(|r| r.response_ids.len() <= 3) && group.iter().any(|r| r.end.is_none()));
     for bad in [vec![7; context], Vec::new(), vec![model.vocab_size() as u32]] {
         assert!(model.generate(&[bad.into()], 1, &short).is_err());
     }
     assert!(self::model("qwen2-token-classification").generate(&prompts(), 1, &short).is_err());
+}
+
+#[test]
+fn any_of_several_ends_ends_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture("llama-tied")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let greedy = Settings { max_new_tokens: 4, ..settings(Sampling::ArgMax) };
+    let first =
+        |dir: &Path| RewardModel::load(dir).unwrap().generate(&prompts(), 1, &greedy).unwrap()[0][0].clone();
+    let token = first(dir.path()).response_ids[0];
+    let other = format!("{{\"eos_token_id\": [508, {token}]}}");
+    std::fs::write(dir.path().join("generation_config.json"), other).unwrap();
+    let ended = first(dir.path());
+    assert_eq!((ended.response_ids, ended.end), (Vec::new(), Some(token)));
 }

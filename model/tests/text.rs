@@ -90,6 +90,26 @@ fn tokens_and_eos() {
     assert!(empty.ids.is_empty() && empty.offsets.is_empty());
 }
 
+#[test]
+fn llamas_class_has_its_own_ends_where_it_says_so() {
+    let tokenizer = std::fs::read_to_string(fixture("qwen2").join("tokenizer.json")).unwrap();
+    let of = |config: Value| {
+        let dir =
+            checkpoint(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", &config.to_string())]);
+        TextProcessor::load(dir.path()).unwrap()
+    };
+    let config = json!({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": true, "add_eos_token": true,
+        "bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>"});
+    let text = of(config.clone());
+    let encoded = text.encode("a", true).unwrap();
+    assert_eq!((encoded.ids[0], encoded.ids[2], encoded.ids.len()), (1, 2, 3));
+    assert_eq!(encoded.offsets, [[0, 0], [0, 1], [1, 1]]);
+    assert_eq!(text.encode("a", false).unwrap().ids, [encoded.ids[1]]);
+    let mut other = config;
+    other["tokenizer_class"] = json!("Qwen2Tokenizer");
+    assert_eq!(of(other).encode("a", true).unwrap().ids, [encoded.ids[1]]);
+}
+
 /// The tokenizer of a fixture with some of its settings replaced.
 fn edited(edit: impl Fn(&mut Value)) -> TextProcessor {
     let path = fixture("qwen2").join("tokenizer.json");

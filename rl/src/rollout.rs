@@ -91,15 +91,16 @@ impl Sampler {
         for (question, group) in questions.iter().zip(policy.generate(&prompts, self.samples, &settings)?) {
             for response in group {
                 let text = policy.text().decode(&response.response_ids, false)?;
-                let mut ids = response.response_ids;
-                if response.finished || ids.is_empty() {
-                    ids.push(eos);
+                let (mut ids, finished) = (response.response_ids, response.end.is_some());
+                ids.extend(response.end);
+                if ids.is_empty() {
+                    ids.push(eos); // there was no room for any: something has to be judged
                 }
                 answers.push(Answer {
                     prompt_ids: question.prompt_ids.clone(),
                     response_ids: ids.into(),
-                    is_right: response.finished && question.is_right(&text),
-                    finished: response.finished,
+                    is_right: finished && question.is_right(&text),
+                    finished,
                 });
             }
         }

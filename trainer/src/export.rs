@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use candle_core::{DType, Tensor};
-use qrm_model::checkpoint::Checkpoint;
+use qrm_model::checkpoint::{Checkpoint, write_safetensors};
 use qrm_model::reward::HeadKind;
 use qrm_model::training::{Lora, Method};
 use qrm_model::{RewardKind, RewardModel};
@@ -139,8 +139,7 @@ pub(crate) fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType
         .map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(dtype)?.contiguous()?)))
         .collect::<candle_core::Result<_>>()?;
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(rounded.iter().map(|(n, t)| (n, t)), Some(metadata), path)?;
-    Ok(())
+    Ok(write_safetensors(rounded.iter().map(|(n, t)| (n, t)), Some(metadata), path)?)
 }
 
 /// The base's `config.json` with the class and the head of what it has become.
@@ -158,6 +157,10 @@ fn config(model: &RewardModel, base: &Path, store: Store) -> anyhow::Result<Valu
         Store::Bf16 => "bfloat16",
         Store::F16 => "float16",
     };
+    if model.head().is_vocabulary() {
+        // A GGUF's own output matrix counts even where its configuration ties it.
+        config.insert("tie_word_embeddings".into(), json!(model.ties_embeddings()));
+    }
     config.remove("dtype");
     config.insert("torch_dtype".into(), json!(dtype));
     if !model.head().is_vocabulary() {

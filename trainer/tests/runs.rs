@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use qrm_model::reward::{HeadKind, TokenScores};
-use qrm_model::{RewardKind, RewardModel, Trajectory};
+use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
@@ -176,6 +176,15 @@ fn reward_models_start_from_reward_models() {
     let first = start("dpo", fixture("qwen2"), "dpo", &[]);
     let second = start("dpo", first, "dpo-again", &[]);
     assert_eq!(score(&second).0, HeadKind::Dpo);
+    // Read against the first, which is a policy too, it says the same.
+    let model =
+        RewardModel::load_against(&second, &work.path("dpo/model"), None, &Placement::default()).unwrap();
+    let batch = [Trajectory { prompt_ids: [3, 57, 7].into(), response_ids: [57, 58, 59, 2].into() }];
+    assert_eq!(model.score(&batch).unwrap().scores[0].own, score(&second).1[0].own);
+    // Whoever may read one file of it may read all.
+    let mode = |file: &str| std::fs::metadata(second.join(file)).unwrap().permissions();
+    assert_eq!(mode("model.safetensors"), mode("config.json"));
+    assert_eq!(mode("reference/model.safetensors"), mode("config.json"));
     // A scalar head by another name: `transformers` knows it as `score`, and of whole answers without a bias.
     let renamed = work.path("v-head");
     std::fs::create_dir(&renamed).unwrap();

@@ -67,8 +67,8 @@ pub struct DecoderConfig {
     pub qk_norm: bool,
     /// `lm_head` is the embedding.
     pub tie_word_embeddings: bool,
-    /// End of sequence, for `append_eos` (first of `eos_token_id`).
-    pub eos_token_id: Option<u32>,
+    /// Ends of sequence (`eos_token_id`); the first is for `append_eos`.
+    pub eos_token_ids: Vec<u32>,
 }
 
 /// No model is larger in any of these; the products of two stay far from overflow.
@@ -164,7 +164,7 @@ impl DecoderConfig {
             mlp_bias: family == Family::Llama && config.flag("mlp_bias")?,
             qk_norm: family == Family::Qwen3,
             tie_word_embeddings: config.flag("tie_word_embeddings")?,
-            eos_token_id: eos_token_id(config, vocab_size)?,
+            eos_token_ids: eos_token_ids(config, vocab_size)?,
         })
     }
 }
@@ -219,18 +219,16 @@ fn sliding_window(
         .collect()
 }
 
-/// An id, the first of a list of ids, or none.
-fn eos_token_id(config: Fields<'_>, vocab_size: usize) -> Result<Option<u32>, FieldError> {
-    let value = match config.get("eos_token_id") {
-        None => return Ok(None),
-        Some(Value::Array(ids)) => match ids.first() {
-            None => return Ok(None),
-            Some(id) => id,
-        },
-        Some(id) => id,
+/// An id, a list of ids, or none.
+pub(super) fn eos_token_ids(config: Fields<'_>, vocab_size: usize) -> Result<Vec<u32>, FieldError> {
+    let ids = match config.get("eos_token_id") {
+        None => &[],
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
     };
-    match value.as_u64().filter(|id| *id < vocab_size as u64).and_then(|id| u32::try_from(id).ok()) {
-        Some(id) => Ok(Some(id)),
-        None => Err(format!("eos_token_id {value} is not an id of the vocabulary")),
-    }
+    let known = |value: &Value| {
+        let id = value.as_u64().filter(|id| *id < vocab_size as u64).and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| format!("eos_token_id {value} is not an id of the vocabulary"))
+    };
+    ids.iter().map(known).collect()
 }

@@ -83,6 +83,11 @@ impl Weights for GgufWeights {
         self.entries.get(name).map(|entry| entry.info.shape.dims())
     }
 
+    /// llama.cpp multiplies by it where there is one: it is quantised finer than the embeddings.
+    fn has_own_output(&self) -> bool {
+        self.entries.contains_key("lm_head.weight")
+    }
+
     fn take(&mut self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let broken = |message: String| CheckpointError::Weights(format!("{name}: {message}"));
         let Entry { info, permuted } =

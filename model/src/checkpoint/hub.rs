@@ -2,31 +2,41 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::safetensors::Index;
 use super::{
-    CONFIG, CheckpointError, INDEX, QRM_CONFIG, QrmConfig, RewardModelKind, SINGLE, only_gguf, read_json,
+    CONFIG, CheckpointError, GENERATION_CONFIG, INDEX, QRM_CONFIG, QrmConfig, SINGLE, only_gguf, read_json,
 };
 
+use crate::reward::HeadKind;
+
+/// Times that a file is tried again, and how long after.
+const TRIES: usize = 2;
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Files taken along where a repository has them.
-const OPTIONAL: [&str; 5] = [
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    QRM_CONFIG,
-];
+const OPTIONAL: [&str; 5] =
+    ["tokenizer_config.json", GENERATION_CONFIG, "chat_template.jinja", "chat_template.json", QRM_CONFIG];
 
 /// The directory of `model`: itself where it is one, else the hub's `org/name[@revision]`, fetched unless the cache
-/// has it. Honours `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN`.
+/// has it. Honours `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`: with that no hub is asked.
 pub fn resolve(model: &str) -> Result<PathBuf, CheckpointError> {
     let path = Path::new(model);
     match path.is_dir() {
         true => Ok(path.to_owned()),
-        false => Hub::from_env(model)?.fetch(),
+        false => {
+            let (hub, offline) = (Hub::from_env(model)?, std::env::var("HF_HUB_OFFLINE").unwrap_or_default());
+            match ["1", "true", "yes", "on"].contains(&offline.to_lowercase().as_str()) {
+                true => {
+                    hub.cached().ok_or_else(|| hub.error("the cache", "not in it, and HF_HUB_OFFLINE is set"))
+                }
+                false => hub.fetch(),
+            }
+        }
     }
 }
 
@@ -60,7 +70,6 @@ impl Hub {
         let api = ApiBuilder::from_cache(cache.clone())
             .with_endpoint(endpoint.trim_end_matches('/').to_owned())
             .with_token(token)
-            .with_retries(2)
             .build()
             .map_err(|e| CheckpointError::Hub { model: model.into(), message: e.to_string() })?;
         let repo = Repo::with_revision(id.into(), RepoType::Model, revision.into());
@@ -107,7 +116,7 @@ impl Hub {
             true => read_json(&dir.join(QRM_CONFIG))?,
             false => QrmConfig::default(),
         };
-        if qrm_config.reward_model == Some(RewardModelKind::Dpo) {
+        if qrm_config.reward_model == Some(HeadKind::Dpo) {
             let within = format!("{}/", qrm_config.reference_dir()?);
             // A policy that is published alone can be served against a reference from elsewhere.
             if files.iter().any(|file| file.starts_with(&within)) {
@@ -140,8 +149,21 @@ impl Hub {
         Ok(dir)
     }
 
+    /// Tries again by itself: hf-hub's own retries begin at byte 0 of a file that an earlier process left unfinished, and add
+    /// to it. One that another process is fetching is waited for.
     fn file(&self, remote: &ApiRepo, file: &str) -> Result<PathBuf, CheckpointError> {
-        remote.get(file).map_err(|e| self.error(file, e))
+        let mut tries = 0;
+        loop {
+            match remote.get(file) {
+                Ok(path) => return Ok(path),
+                Err(ApiError::LockAcquisition(_)) => {}
+                Err(_) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(e) => return Err(self.error(file, e)),
+            }
+        }
     }
 
     /// The snapshot of an earlier fetch.

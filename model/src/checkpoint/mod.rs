@@ -24,7 +24,8 @@ use serde_json::{Map, Value};
 
 pub use config::DecoderConfig;
 pub use hub::{Hub, resolve};
-pub use qrm_config::{Activation, QrmConfig, RewardModelKind, RewardStats};
+pub use qrm_config::{Activation, QrmConfig};
+pub use safetensors::write_safetensors;
 
 use crate::reward::HeadKind;
 use fields::Fields;
@@ -33,6 +34,7 @@ use safetensors::SafetensorsWeights;
 use weights::Weights;
 
 const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
 const QRM_CONFIG: &str = "qrm_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -98,14 +100,22 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let json: Map<String, Value> = read_json(&dir.join(CONFIG))?;
         let fields = Fields(&json);
-        let config = DecoderConfig::read(fields).map_err(|e| CheckpointError::config(CONFIG, e))?;
+        let mut config = DecoderConfig::read(fields).map_err(|e| CheckpointError::config(CONFIG, e))?;
+        let path = dir.join(GENERATION_CONFIG);
+        if path.exists() {
+            let generation: Map<String, Value> = read_json(&path)?;
+            // How it samples is no reason not to score with it.
+            let ends = config::eos_token_ids(Fields(&generation), config.vocab_size).unwrap_or_default();
+            config.eos_token_ids.extend(ends);
+        }
         let path = dir.join(QRM_CONFIG);
         let qrm_config: QrmConfig = if path.exists() { read_json(&path)? } else { QrmConfig::default() };
-        let head = match qrm_config.head() {
+        let head = match qrm_config.reward_model {
             Some(head) => head,
             None => qrm_config::derived_head(fields).map_err(|e| CheckpointError::config(CONFIG, e))?,
         };
         let weights = open_weights(dir, config.head_dim)?;
+        config.tie_word_embeddings &= !weights.has_own_output();
         Ok(Self { dir: dir.to_owned(), config, qrm_config, head, weights, parameters: 0 })
     }
 

@@ -7,22 +7,6 @@ use super::fields::{FieldError, Fields};
 use super::{CheckpointError, QRM_CONFIG};
 use crate::reward::HeadKind;
 
-/// The kinds of reward model a checkpoint may say it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RewardModelKind {
-    /// A Q-function in the logits of a vocabulary head.
-    QVocab,
-    /// A Q-function in a scalar head.
-    QScalar,
-    /// An outcome reward model.
-    Outcome,
-    /// A step-level reward model.
-    Step,
-    /// Log ratio of two vocabulary checkpoints.
-    Dpo,
-}
-
 /// What a scalar goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,33 +15,20 @@ pub enum Activation {
     Tanh,
 }
 
-/// Mean and standard deviation of the rewards on the training data.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub struct RewardStats {
-    /// Mean.
-    pub mean: f64,
-    /// Standard deviation.
-    pub std: f64,
-}
-
 /// `qrm_config.json`. Every field may be absent, unknown ones are passed over.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct QrmConfig {
     /// What the checkpoint is.
-    pub reward_model: Option<RewardModelKind>,
+    pub reward_model: Option<HeadKind>,
     /// β of the training objective.
     pub beta: Option<f64>,
-    /// γ of the training objective.
-    pub gamma: Option<f64>,
     /// What ends a step of the response; a newline where it is absent.
     pub step_separator: Option<String>,
     /// What a step's scalar goes through; nothing where it is absent.
     pub activation: Option<Activation>,
     /// The directory of the reference policy of a `dpo` checkpoint, within its own; `reference` where it is absent.
     pub reference: Option<String>,
-    /// Of the rewards on the training data.
-    pub stats: Option<RewardStats>,
 }
 
 impl QrmConfig {
@@ -69,18 +40,6 @@ impl QrmConfig {
             return Err(CheckpointError::config(QRM_CONFIG, message));
         }
         Ok(name)
-    }
-
-    /// The head the checkpoint declares; none where it leaves that to `architectures`.
-    pub(super) fn head(&self) -> Option<HeadKind> {
-        match self.reward_model {
-            None => None,
-            Some(RewardModelKind::QVocab) => Some(HeadKind::QVocab),
-            Some(RewardModelKind::QScalar) => Some(HeadKind::QScalar),
-            Some(RewardModelKind::Outcome) => Some(HeadKind::Outcome),
-            Some(RewardModelKind::Step) => Some(HeadKind::Step),
-            Some(RewardModelKind::Dpo) => Some(HeadKind::Dpo),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// Base and scaling: from `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling`.
 pub(super) fn read(config: Fields<'_>, limit: usize) -> Result<(f64, RopeScaling), FieldError> {
     let outer = config.positive("rope_theta")?.unwrap_or(DEFAULT_THETA);
+    whole(config)?;
     let (section, rope) = match config.object("rope_parameters")? {
         Some(rope) => ("rope_parameters", rope),
         None => match config.object("rope_scaling")? {
@@ -16,23 +17,22 @@ pub(super) fn read(config: Fields<'_>, limit: usize) -> Result<(f64, RopeScaling
             None => return Ok((outer, RopeScaling::None)),
         },
     };
-    scaling(config, rope, outer, limit).map_err(|message| format!("{section}: {message}"))
+    scaling(rope, outer, limit).map_err(|message| format!("{section}: {message}"))
 }
 
-fn scaling(
-    config: Fields<'_>,
-    rope: Fields<'_>,
-    outer: f64,
-    limit: usize,
-) -> Result<(f64, RopeScaling), FieldError> {
+/// Heads are rotated whole.
+fn whole(fields: Fields<'_>) -> Result<(), FieldError> {
+    match fields.positive("partial_rotary_factor")?.filter(|part| *part != 1.0) {
+        None => Ok(()),
+        Some(part) => Err(format!("partial_rotary_factor {part} is not supported, only 1")),
+    }
+}
+
+fn scaling(rope: Fields<'_>, outer: f64, limit: usize) -> Result<(f64, RopeScaling), FieldError> {
     if let Some((layers, _)) = rope.0.iter().find(|(_, value)| value.is_object()) {
         return Err(format!("settings per kind of layer ({layers}) are not supported"));
     }
-    for fields in [config, rope] {
-        if let Some(part) = fields.positive("partial_rotary_factor")?.filter(|part| *part != 1.0) {
-            return Err(format!("partial_rotary_factor {part} is not supported, only 1"));
-        }
-    }
+    whole(rope)?;
     let kind = match rope.text("rope_type")? {
         Some(kind) => kind,
         None => rope.text("type")?.unwrap_or("default"),

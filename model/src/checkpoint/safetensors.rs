@@ -1,17 +1,30 @@
 //! Weights in safetensors: one file, or shards listed by `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
 use qrm_kernels::mmap::{Mmap, map_file, release};
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, View, serialize_to_file};
+use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 
 use super::weights::{Weights, dominant};
 use super::{CheckpointError, INDEX, read_json};
+
+/// Writes a file that whoever may read new files here may read: the crate gives it to its owner alone.
+pub fn write_safetensors<S: AsRef<str> + Ord + Display, V: View>(
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: Option<HashMap<String, String>>,
+    path: &Path,
+) -> Result<(), SafeTensorError> {
+    let mode = File::create(path)?.metadata()?.permissions();
+    serialize_to_file(tensors, metadata, path)?;
+    Ok(std::fs::set_permissions(path, mode)?)
+}
 
 /// One mapped file. Unmapped when its last tensor has been taken, so that it stops counting as resident.
 struct Shard {
@@ -100,7 +113,10 @@ impl SafetensorsWeights {
             let broken = |message| CheckpointError::Weights(format!("{file}: {message}"));
             let (start, metadata) = read_header(&map).map_err(broken)?;
             let tensors = metadata.tensors();
-            let left = tensors.len();
+            let (left, end) = (tensors.len(), start.saturating_add(metadata.data_len()));
+            if end < map.len() {
+                return Err(broken(format!("{} bytes after the last tensor", map.len() - end)));
+            }
             for (name, info) in tensors {
                 let (from, to) = info.data_offsets;
                 let bytes = start.saturating_add(from)..start.saturating_add(to);

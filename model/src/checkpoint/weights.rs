@@ -18,6 +18,11 @@ pub(super) trait Weights: Send + Sync {
     /// Names of the tensors not taken, sorted.
     fn left(&self) -> Vec<&str>;
 
+    /// Whether there is an output matrix that counts even where the configuration ties it to the embeddings.
+    fn has_own_output(&self) -> bool {
+        false
+    }
+
     /// The type most elements are stored in.
     fn stored_dtype(&self) -> &str;
 }

@@ -33,6 +33,19 @@ impl TokenizerConfig {
         Ok(Self { fields, chat_template })
     }
 
+    /// What `transformers` puts around a text instead of what `tokenizer.json` says: of Llama's class of tokenizers, where the
+    /// configuration says so.
+    pub(super) fn surround(&self) -> Option<[Option<&str>; 2]> {
+        let class = self.fields.get("tokenizer_class").and_then(Value::as_str);
+        let flag = |name: &str| self.fields.get(name).and_then(Value::as_bool);
+        let (bos, eos) = (flag("add_bos_token"), flag("add_eos_token"));
+        if !matches!(class, Some("LlamaTokenizer" | "LlamaTokenizerFast")) || (bos, eos) == (None, None) {
+            return None;
+        }
+        let named = |token: &str, wanted: bool| self.special(token).filter(|_| wanted);
+        Some([named("bos_token", bos.unwrap_or(true)), named("eos_token", eos.unwrap_or(false))])
+    }
+
     /// The text of a special token, written as a string or as an object with its `content`.
     pub(super) fn special(&self, name: &str) -> Option<&str> {
         match self.fields.get(name)? {

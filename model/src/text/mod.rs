@@ -76,8 +76,11 @@ pub struct TextProcessor {
 impl TextProcessor {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` from a checkpoint directory.
     pub fn load(dir: &Path) -> Result<Self, TextError> {
-        let tokenizer = TextTokenizer::load(dir)?;
         let config = TokenizerConfig::load(dir)?;
+        let mut tokenizer = TextTokenizer::load(dir)?;
+        if let Some([begin, end]) = config.surround() {
+            tokenizer.surround(begin, end)?;
+        }
         let eos = config.special("eos_token").and_then(|token| tokenizer.id(token));
         Ok(Self {
             tokenizer,

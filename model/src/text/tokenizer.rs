@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::Tokenizer;
+use tokenizers::processors::template::TemplateProcessing;
 
 use super::offsets::{Alphabet, Piece, partition};
 use super::{Encoded, TextError, config};
@@ -33,6 +34,27 @@ impl TextTokenizer {
         let alphabet = Alphabet::of(&inner);
         let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or_default();
         Ok(Self { inner, alphabet, longest })
+    }
+
+    /// Puts these tokens around a text that gets special tokens, and no others.
+    pub(super) fn surround(&mut self, begin: Option<&str>, end: Option<&str>) -> Result<(), TextError> {
+        let broken = |message: String| TextError::File { file: "tokenizer_config.json", message };
+        let piece = |token: Option<&str>| token.map(|token| format!("{token}:0"));
+        let single: Vec<String> =
+            [piece(begin), Some("$A:0".into()), piece(end)].into_iter().flatten().collect();
+        let ids = [begin, end].into_iter().flatten().map(|token| {
+            let id = self.id(token).ok_or_else(|| broken(format!("{token:?} is no token")))?;
+            Ok((token.to_owned(), id))
+        });
+        let special = ids.collect::<Result<Vec<_>, TextError>>()?;
+        let template = TemplateProcessing::builder()
+            .try_single(single)
+            .map_err(broken)?
+            .special_tokens(special)
+            .build()
+            .map_err(|e| broken(e.to_string()))?;
+        self.inner.with_post_processor(Some(template));
+        Ok(())
     }
 
     /// Ids and byte ranges of `text`.

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use qrm_model::{Checkpoint, RewardModel};
+use qrm_model::{Checkpoint, RewardModel, Trajectory};
 use tempfile::TempDir;
 
 use crate::{copy, fixture, refusal};
@@ -97,6 +97,34 @@ fn weights_come_back_as_they_were() {
         let dir = convert(name, architecture, GgmlDType::F32);
         assert_eq!(distance(dir.path(), name), 0.0, "{name}");
         assert!(RewardModel::load(dir.path()).is_ok(), "{name}");
+    }
+}
+
+/// As llama.cpp has it: what the configuration says is of the model that the file was made from.
+#[test]
+fn an_output_matrix_of_its_own_counts() {
+    let dir = convert("llama-tied", "llama", GgmlDType::F32);
+    let score = |dir: &Path| {
+        let batch = [Trajectory { prompt_ids: [3, 57].into(), response_ids: [57, 58].into() }];
+        RewardModel::load(dir).unwrap().score(&batch).unwrap().scores[0].logit.clone()
+    };
+    let tied = score(dir.path());
+    let mut stored: Vec<_> = tensors("llama-tied")
+        .iter()
+        .map(|(name, tensor)| {
+            let turned = name.contains("q_proj") || name.contains("k_proj");
+            let head_dim = Checkpoint::open(&fixture("llama-tied")).unwrap().config().head_dim;
+            let tensor = if turned { permute(tensor, head_dim) } else { tensor.clone() };
+            (gguf_name(name), QTensor::quantize(&tensor, GgmlDType::F32).unwrap())
+        })
+        .collect();
+    let embedding = &tensors("llama-tied").into_iter().find(|(n, _)| n.contains("embed_tokens")).unwrap().1;
+    let output = QTensor::quantize(&(embedding * 2.0).unwrap(), GgmlDType::F32).unwrap();
+    stored.push(("output.weight".into(), output));
+    write(dir.path(), "llama", &stored, &[]);
+    assert!(!Checkpoint::open(dir.path()).unwrap().config().tie_word_embeddings);
+    for (own, tied) in score(dir.path()).iter().zip(tied) {
+        assert!((own - 2.0 * tied).abs() < 1e-4, "{own}, {tied}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use qrm_model::RewardModel;
@@ -25,14 +26,20 @@ struct Server {
 
 impl Server {
     fn start(dir: PathBuf) -> Self {
+        Self::start_failing(dir, 0)
+    }
+
+    /// The first `fails` times that somebody wants the weights (not only where they are), he does not get them.
+    fn start_failing(dir: PathBuf, fails: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = seen.clone();
+        let fails = Arc::new(AtomicUsize::new(fails));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (dir, log) = (dir.clone(), log.clone());
-                std::thread::spawn(move || answer(stream, &dir, &log));
+                let (dir, log, fails) = (dir.clone(), log.clone(), fails.clone());
+                std::thread::spawn(move || answer(stream, &dir, &log, &fails));
             }
         });
         Self { endpoint, seen }
@@ -49,7 +56,7 @@ impl Server {
 }
 
 /// Answers one request and closes.
-fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>) {
+fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>, fails: &AtomicUsize) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(path) = lines.next().and_then(|line| line.split(' ').nth(1).map(str::to_owned)) else { return };
     let headers: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
@@ -58,7 +65,13 @@ fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>) {
         found.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).next()
     };
     log.lock().unwrap().push(format!("{path} {}", header("authorization").unwrap_or_default()));
-    let (status, extra, body) = respond(&path, header("range"), dir);
+    let wanted = path.ends_with("model.safetensors") && header("range").is_none_or(|r| r != "bytes=0-0");
+    let fails =
+        wanted && fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+    let (status, extra, body) = match fails {
+        true => ("503 Service Unavailable", String::new(), Vec::new()),
+        false => respond(&path, header("range"), dir),
+    };
     let head =
         format!("HTTP/1.1 {status}\r\n{extra}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
@@ -127,6 +140,21 @@ fn fetches_once_and_survives_without_the_hub() {
     };
     assert_eq!(away("org/tiny").unwrap(), dir);
     assert!(away("org/other").unwrap_err().to_string().contains("org/other"));
+}
+
+#[test]
+fn what_was_broken_off_is_gone_on_with() {
+    let source = fixture("qwen2");
+    let whole = fs::read(source.join("model.safetensors")).unwrap();
+    let server = Server::start_failing(source, 2);
+    let cache = TempDir::new().unwrap();
+    let blobs = cache.path().join("models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join("etag-model.part");
+    fs::write(&part, &whole[..whole.len() / 2]).unwrap();
+    let dir = server.hub("org/tiny", cache.path()).fetch().unwrap();
+    assert!(!part.exists(), "it was found");
+    assert!(fs::read(dir.join("model.safetensors")).unwrap() == whole);
 }
 
 #[test]
@@ -206,14 +234,24 @@ fn what_is_missing_is_named() {
 fn the_environment_is_honoured() {
     let server = Server::start(fixture("qwen2"));
     let home = TempDir::new().unwrap();
-    let run = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "hub::in_its_own_process", "--ignored", "--nocapture"])
-        .env("HF_ENDPOINT", format!("{}/", server.endpoint))
-        .env("HF_HOME", home.path())
-        .env("HF_TOKEN", "secret")
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let run = |offline: &str| {
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "hub::in_its_own_process", "--ignored", "--nocapture"])
+            .env("HF_ENDPOINT", format!("{}/", server.endpoint))
+            .env("HF_HOME", home.path())
+            .env("HF_TOKEN", "secret")
+            .env("HF_HUB_OFFLINE", offline)
+            .output()
+            .unwrap();
+        (run.status.success(), String::from_utf8_lossy(&run.stderr).into_owned())
+    };
+    let (done, why) = run("1");
+    assert!(!done && why.contains("HF_HUB_OFFLINE is set"), "{why}");
+    let (done, why) = run("0");
+    assert!(done, "{why}");
+    let asked = server.seen.lock().unwrap().len();
+    let (done, why) = run("1");
+    assert!(done && server.seen.lock().unwrap().len() == asked, "{why}");
     assert!(home.path().join("hub/models--org--tiny/snapshots").join(COMMIT).join("config.json").exists());
     assert_eq!(server.count(" Bearer secret"), server.seen.lock().unwrap().len());
 }

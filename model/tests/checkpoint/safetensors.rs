@@ -43,6 +43,15 @@ fn spoiled(edit: impl FnOnce(&mut Stored)) -> String {
 }
 
 #[test]
+fn a_file_that_goes_on_after_its_tensors_is_refused() {
+    let dir = copy("qwen2");
+    let path = dir.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, [&bytes[..], &bytes[..1000]].concat()).unwrap();
+    assert!(refusal(dir.path()).contains("1000 bytes after the last tensor"));
+}
+
+#[test]
 fn wrong_tensors_are_named() {
     let lost = spoiled(|t| drop(t.remove(NORM)));
     assert!(lost.contains(NORM) && lost.contains("missing"), "{lost}");

@@ -136,7 +136,7 @@ fn answers(
     let prompts = prompts.collect::<anyhow::Result<Vec<_>>>()?;
     let mut all = Vec::with_capacity(problems.len());
     for responses in policy.generate(&prompts, samples, settings)? {
-        let text = |r: qrm_model::generation::Response| match r.finished {
+        let text = |r: qrm_model::generation::Response| match r.end.is_some() {
             true => policy.text().decode(&r.response_ids, false).map(Some),
             false => Ok(None),
         };
