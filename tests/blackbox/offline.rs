@@ -1,21 +1,22 @@
 //! `qrm-server score`: the server's own bits, from a file, and again after a kill.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use qrm_tests::server::binary;
 use qrm_tests::{Rng, Server, fixture};
 use serde_json::{Value, json};
 
+fn command(input: &Path, output: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.env("QRM_MODEL", fixture("qwen2")).args(["score", "--input"]).arg(input);
+    command.arg("--output").arg(output).args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 fn score(input: &Path, output: &Path, flags: &[&str]) -> Output {
-    Command::new(binary())
-        .args(["score", "--model", &fixture("qwen2"), "--input"])
-        .arg(input)
-        .arg("--output")
-        .arg(output)
-        .args(flags)
-        .output()
-        .expect("it runs")
+    command(input, output, flags).output().expect("it runs")
 }
 
 fn rows(n: usize) -> Vec<Value> {
@@ -66,8 +67,46 @@ fn equals_the_server_and_resumes_anywhere() {
     assert!(score(&input, &output, &flags).status.success());
     assert_eq!(std::fs::read(&output).expect("output"), whole);
     std::fs::write(&input, jsonl(&rows[5..])).expect("written");
+    let refused = |flags: &[&str]| {
+        let result = score(&input, &output, flags);
+        let stderr = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.code() == Some(1) && stderr.contains("remove it to begin anew"), "{stderr}");
+        assert_eq!(std::fs::read(&output).expect("output"), whole);
+    };
+    refused(&flags);
+    // Nor are other rewards written after those that are there, whether rows have ids or not.
+    let anonymous = |rows: &[Value]| -> String {
+        rows.iter().map(|row| format!("{}\n", json!({"prompt": row["prompt"], "response": [5, 6]}))).collect()
+    };
+    std::fs::write(&input, jsonl(&rows)).expect("written");
+    refused(&[&flags[..], &["--reward", "logit"]].concat());
+    refused(&[&flags[..], &["--append-eos"]].concat());
+    refused(&[&flags[..], &["--model", &fixture("qwen2-peaked")]].concat());
+    std::fs::remove_file(&output).expect("removed");
+    std::fs::write(&input, anonymous(&rows[..10])).expect("written");
+    assert!(score(&input, &output, &flags).status.success());
+    let whole = std::fs::read(&output).expect("output");
+    std::fs::write(&input, anonymous(&rows[5..25])).expect("written");
     assert!(!score(&input, &output, &flags).status.success());
     assert_eq!(std::fs::read(&output).expect("output"), whole);
+    // An input that has grown goes on.
+    std::fs::write(&input, anonymous(&rows[..20])).expect("written");
+    assert!(score(&input, &output, &flags).status.success());
+    assert!(std::fs::read(&output).expect("output").starts_with(&whole));
+}
+
+#[test]
+fn a_pipe_is_no_input() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("out.jsonl");
+    let mut child =
+        command(Path::new("/dev/stdin"), &output, &[]).stdin(Stdio::piped()).spawn().expect("it runs");
+    let mut pipe = child.stdin.take().expect("a pipe");
+    pipe.write_all(jsonl(&rows(3)).as_bytes()).expect("written");
+    drop(pipe);
+    let result = child.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    assert!(result.status.code() == Some(1) && stderr.contains("a pipe cannot be read twice"), "{stderr}");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! `qrm-server score`: the same engine offline, JSONL in, JSONL out.
 //!
 //! Two passes over the input: the first checks every row, so that a bad one is reported before hours of compute; the
-//! second scores. Rows are written in order, each in one write, so what a killed run leaves is all but its last row.
+//! second scores. Rows are written in order, each in one write, so what a killed run leaves is all but its last row. [`job`]:
+//! what an output was made of.
+
+mod job;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -21,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::model;
 use crate::request::answer::Pending;
 use crate::request::{Prepared, prepare};
+use job::{Ids, Job};
 
 /// Exit status of an input with a bad row.
 const BAD_ROW: u8 = 2;
@@ -29,7 +33,8 @@ const BAD_ROW: u8 = 2;
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     let copies = model::load(args.model.as_deref(), None, &args.engine.devices()?)?;
     let model = copies.first.clone();
-    let plan = match check(&args, &model)? {
+    let before = Job::read(&args.output)?;
+    let plan = match check(&args, &model, before.as_ref().map_or(0, |job| job.rows))? {
         Ok(plan) => plan,
         Err(bad) => {
             tracing::error!("{}: {bad}", args.input.display());
@@ -38,8 +43,17 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     };
     let mut output =
         OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&args.output)?;
-    let done =
-        resume(&mut output, &plan).with_context(|| format!("cannot resume {}", args.output.display()))?;
+    if output.metadata()?.len() > 0 {
+        let same = plan.before.map(|(rows, input)| Job::new(&args, &model, rows, input));
+        anyhow::ensure!(
+            before.is_some() && before == same,
+            "{} was scored from another input, with another checkpoint or with other options: remove it to begin anew",
+            args.output.display()
+        );
+    }
+    Job::new(&args, &model, plan.rows.len(), plan.input).write(&args.output)?;
+    let done = resume(&mut output, &plan.rows, &plan.by_id)
+        .with_context(|| format!("cannot resume {}", args.output.display()))?;
     if done > 0 {
         tracing::info!(rows = done, "already in the output");
     }
@@ -72,6 +86,10 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
             writer.write(row, pending, ticket)?;
         }
     }
+    anyhow::ensure!(
+        rows.next().is_none(),
+        "the input changed while it was scored; a pipe cannot be read twice"
+    );
     for (row, pending, ticket) in in_flight {
         writer.write(row, pending, ticket)?;
     }
@@ -96,11 +114,14 @@ struct Row {
 struct Plan {
     rows: Vec<Row>,
     by_id: HashMap<String, usize>,
+    /// Of all rows, and of as many as there were when the output was begun.
+    input: Ids,
+    before: Option<(usize, Ids)>,
 }
 
 /// Reads every row. The inner error is a bad row's, with its line number.
-fn check(args: &ScoreArgs, model: &RewardModel) -> anyhow::Result<Result<Plan, String>> {
-    let mut plan = Plan { rows: Vec::new(), by_id: HashMap::new() };
+fn check(args: &ScoreArgs, model: &RewardModel, before: usize) -> anyhow::Result<Result<Plan, String>> {
+    let mut plan = Plan { rows: Vec::new(), by_id: HashMap::new(), input: Ids::default(), before: None };
     let mut first = 0;
     for (number, line) in lines(args)?.enumerate() {
         let line = line.with_context(|| format!("line {}", number + 1))?;
@@ -118,6 +139,10 @@ fn check(args: &ScoreArgs, model: &RewardModel) -> anyhow::Result<Result<Plan, S
         let tokens = prepared.trajectories.iter().map(Trajectory::len).sum();
         plan.rows.push(Row { index, first, count: prepared.trajectories.len(), tokens });
         first += prepared.trajectories.len();
+        prepared.trajectories.iter().for_each(|trajectory| plan.input.add(trajectory));
+        if plan.rows.len() == before {
+            plan.before = Some((before, plan.input.clone()));
+        }
     }
     Ok(Ok(plan))
 }
@@ -152,7 +177,7 @@ fn lines(args: &ScoreArgs) -> anyhow::Result<std::io::Lines<BufReader<File>>> {
 }
 
 /// Rows that an earlier run finished. What it left of a row is cut off, and the file stands at its end.
-fn resume(output: &mut File, plan: &Plan) -> anyhow::Result<usize> {
+fn resume(output: &mut File, rows: &[Row], by_id: &HashMap<String, usize>) -> anyhow::Result<usize> {
     let mut reader = BufReader::new(&mut *output);
     let (mut done, mut kept, mut at, mut of_row) = (0, 0, 0u64, 0);
     let mut line = Vec::new();
@@ -162,7 +187,7 @@ fn resume(output: &mut File, plan: &Plan) -> anyhow::Result<usize> {
             break;
         }
         let Ok(datum) = serde_json::from_slice::<Value>(&line) else { break };
-        match plan.by_id.get(&datum["id"].to_string()) {
+        match by_id.get(&datum["id"].to_string()) {
             Some(index) if *index == done => {}
             _ => anyhow::bail!(
                 "row {} is not the input's next one; was another input scored into it?",
@@ -171,7 +196,7 @@ fn resume(output: &mut File, plan: &Plan) -> anyhow::Result<usize> {
         }
         at += line.len() as u64;
         of_row += 1;
-        if of_row == plan.rows[done].count {
+        if of_row == rows[done].count {
             (done, kept, of_row) = (done + 1, at, 0);
         }
     }
