@@ -10,6 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).parent / "dashboards"
 # What every query of a rate looks back over.
 RATE = "[$__rate_interval]"
+# Routes that score, not probes and scrapes.
+SCORES = 'dialect!=""'
 FAILED = 'status=~"500|Internal|DataLoss|Unknown"'
 
 
@@ -49,11 +51,11 @@ def deviation(metric, by, labels=""):
 # (title, what it is for, unit, [(query, legend)]); a string begins a row.
 HEALTH = [
     "Requests",
-    ("Requests", "Answered, by dialect.", "reqps", [(f'sum by (dialect) ({rate("qrm_requests_total")})', "{{dialect}}")]),
+    ("Requests", "Answered, by dialect.", "reqps", [(f'sum by (dialect) ({rate("qrm_requests_total", SCORES)})', "{{dialect}}")]),
     ("Requests by model and status", "Refusals have statuses of their own.", "reqps", [
         (f'sum by (model, status) ({rate("qrm_requests_total")})', "{{model}} {{status}}")]),
-    ("Errors", "Share of requests that the server failed on.", "percentunit", [
-        (f'(sum({rate("qrm_requests_total", FAILED)}) or vector(0)) / sum({rate("qrm_requests_total")})', "failed")]),
+    ("Errors", "Share of requests that the server failed on, of those that score.", "percentunit", [
+        (f'(sum({rate("qrm_requests_total", SCORES + "," + FAILED)}) or vector(0)) / sum({rate("qrm_requests_total", SCORES)})', "failed")]),
     ("Time to the answer", "From a request's head to its answer.", "s", quantiles("qrm_request_seconds", "route")),
     ("In flight", "Requests not yet answered.", "short", [(f'sum by (route) ({gauge("qrm_requests_in_flight")})', "{{route}}")]),
     ("By key", "Tokens read, by the name of their key; nothing where there are no keys.", "short", [
@@ -64,7 +66,7 @@ HEALTH = [
         (f'sum by (instance) ({gauge("qrm_queue_tokens")})', "{{instance}}")]),
     ("Queue, requests", "With trajectories not yet in a batch.", "short", [
         (f'sum by (instance) ({gauge("qrm_queue_requests")})', "{{instance}}")]),
-    ("Refused", "Because the queue was full.", "reqps", [(f'sum by (instance) ({rate("qrm_queue_refused_total")})', "{{instance}}")]),
+    ("Refused", "For want of room.", "reqps", [(f'sum by (instance) ({rate("qrm_queue_refused_total")})', "{{instance}}")]),
     ("Where the time goes", "Of a request: tokenising, waiting; of a batch: computing.", "s", [
         (quantile(0.5, "qrm_tokenize_seconds"), "tokenise p50"), (quantile(0.99, "qrm_tokenize_seconds"), "tokenise p99"),
         (quantile(0.5, "qrm_queue_seconds"), "wait p50"), (quantile(0.99, "qrm_queue_seconds"), "wait p99"),
@@ -74,7 +76,7 @@ HEALTH = [
     ("Batches", "What a batch costs, of what it may; and its unique tokens.", "short", [
         (mean("qrm_batch_fill", "instance"), "fill {{instance}}"), (quantile(0.5, "qrm_batch_tokens"), "tokens p50")]),
     "Tokens",
-    ("Tokens", "The decoder ran the computed ones; the others were paid for already.", "short", [
+    ("Tokens", "The decoder ran the computed ones; the others were paid for already. Shared ones include the prefix cache's.", "short", [
         (f'sum({rate("qrm_computed_tokens_total")})', "computed"), (f'sum({rate("qrm_shared_tokens_total")})', "shared"),
         (f'sum({rate("qrm_prefix_cache_hit_tokens_total")})', "prefix cache"),
         (f'sum({rate("qrm_joined_tokens_total")})', "joined")]),
@@ -90,8 +92,9 @@ HEALTH = [
         (f'sum by (instance) ({rate("qrm_failed_batches_total")})', "batches {{instance}}"),
         (f'sum by (instance) ({rate("qrm_failed_trajectories_total")})', "trajectories {{instance}}")]),
     ("Checkpoints", "What is served: a reload shows as another version.", "short", [
-        (f'sum by (model, version, architecture, head) ({gauge("qrm_model_info")})', "{{model}} {{head}} {{version}}")]),
-    ("Memory", "Resident, and bodies of requests that are not yet answered.", "bytes", [
+        (f'sum by (model, version, architecture, head) ({gauge("qrm_model_info")})', "{{model}} {{head}} {{version}}"),
+        (f'sum by (model, result) ({rate("qrm_reloads_total")})', "{{model}} reloads {{result}}")]),
+    ("Memory", "Resident, and bodies of requests and answers under way.", "bytes", [
         (f'sum by (instance) ({gauge("process_resident_memory_bytes")})', "resident {{instance}}"),
         (f'sum by (instance) ({gauge("qrm_request_bytes")})', "bodies {{instance}}")]),
     ("CPU", "Cores in use.", "short", [(f'sum by (instance) ({rate("process_cpu_seconds_total")})', "{{instance}}")]),
