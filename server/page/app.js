@@ -86,13 +86,14 @@ function written() {
 
 async function score(event) {
   event?.preventDefault();
+  if ($("score").disabled) return; // the keys do not ask the button
   $("problem").textContent = "";
   for (const area of document.querySelectorAll("textarea")) area.removeAttribute("aria-invalid");
   $("score").disabled = true;
   try {
     if (!info) await meet();
-    request = written();
-    answer = await ask("/v1/rewards", request);
+    const asked = written();
+    [answer, request] = [await ask("/v1/rewards", asked), asked];
     show();
   } catch (error) {
     $("problem").textContent = complaint(error);

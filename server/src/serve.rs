@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 
 use crate::api::intake::Intake;
 use crate::api::off_thread::Turns;
@@ -29,6 +30,14 @@ const LAST: Duration = Duration::from_secs(5);
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    let loading = {
+        let _within = runtime.enter();
+        runtime.spawn(leave_while_loading(Signals::new()?))
+    };
     let keys = Keys::load(args.api_key_file.as_deref())?;
     let tls = args.tls().map(Tls::load).transpose()?.map(Arc::new);
     let metrics = Metrics::new()?;
@@ -57,17 +66,18 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Ok(files) => tracing::debug!(files, "descriptors"),
         Err(error) => tracing::warn!("the limit of open files stays as it is: {error}"),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
-    let code = runtime.block_on(listen(app, tls, &args));
+    let code = runtime.block_on(listen(app, tls, &args, loading));
     // All that was accepted is answered, or its time is up: a reload or a text being read is nobody's any more.
     runtime.shutdown_background();
     code
 }
 
-async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyhow::Result<ExitCode> {
+async fn listen(
+    app: Arc<App>,
+    tls: Option<Arc<Tls>>,
+    args: &ServeArgs,
+    loading: JoinHandle<()>,
+) -> anyhow::Result<ExitCode> {
     let terms = Terms {
         patience: Patience { idle: args.idle_timeout, write: args.stall_timeout },
         tls: tls.clone(),
@@ -82,13 +92,16 @@ async fn listen(app: Arc<App>, tls: Option<Arc<Tls>>, args: &ServeArgs) -> anyho
 
     let warming = app.clone();
     tokio::task::spawn_blocking(move || warming.models.warm()).await??;
+    let Signals { mut terminate, mut interrupt, mut hangup } = Signals::new()?;
+    loading.abort();
     let names: Vec<&str> = app.models.iter().map(|served| &*served.name).collect();
     let (http, grpc) = addresses;
     tracing::info!(%http, %grpc, tls = tls.is_some(), models = names.join(","), "listening");
 
     tokio::select! {
-        result = shutdown_signal() => result?,
-        result = reload_on_hangup(&app) => result?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = reload_on_hangup(&app, &mut hangup) => {}
         () = reload_files(&app, tls) => {}
     }
     tracing::info!("draining");
@@ -125,15 +138,13 @@ async fn drain(app: &App, timeout: Duration) -> bool {
 }
 
 /// Every SIGHUP reads all checkpoints again; one that cannot be loaded leaves its old one serving.
-async fn reload_on_hangup(app: &Arc<App>) -> anyhow::Result<()> {
-    let mut hangups = signal(SignalKind::hangup())?;
-    while hangups.recv().await.is_some() {
+async fn reload_on_hangup(app: &Arc<App>, hangup: &mut Signal) {
+    while hangup.recv().await.is_some() {
         let app = app.clone();
         if tokio::task::spawn_blocking(move || app.models.iter().for_each(reload)).await.is_err() {
             tracing::error!("the reload panicked; what was served before still is");
         }
     }
-    Ok(())
 }
 
 /// Keys and certificates that have changed are used; those that cannot be used are named once.
@@ -168,10 +179,32 @@ fn reload(served: &Served) {
     }
 }
 
-async fn shutdown_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+/// What the server is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on they are for whoever waits, and do nothing by themselves.
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Loading may take minutes, and a container's first process has no handler but its own. Nothing was accepted that would have
+/// to be answered; what is to be loaded again is being loaded.
+async fn leave_while_loading(mut signals: Signals) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => std::process::exit(0),
+            _ = signals.interrupt.recv() => std::process::exit(0),
+            _ = signals.hangup.recv() => {}
+        }
     }
 }

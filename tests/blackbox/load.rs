@@ -3,9 +3,11 @@
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use qrm_tests::server::binary;
 use qrm_tests::{Client, Rng, Server, fixture};
 use serde_json::{Value, json};
 
@@ -189,4 +191,34 @@ fn a_higher_priority_overtakes() {
         assert!(!low.is_finished(), "the urgent request waited for all of the bulk");
         low.join().expect("answered");
     });
+}
+
+/// A container's first process has no handler of signals but its own, and loading may take minutes.
+#[test]
+fn who_is_told_to_go_while_it_loads_goes() {
+    let model = tempfile::tempdir().expect("a directory");
+    // Nobody writes into it: reading it takes for ever.
+    let config = model.path().join("config.json");
+    assert!(Command::new("mkfifo").arg(&config).status().expect("it runs").success());
+    let mut server = Command::new(binary());
+    server.args(["--port", "0", "--grpc-port", "0", "--model"]).arg(model.path()).stderr(Stdio::null());
+    let mut server = server.spawn().expect("it runs");
+    let id = server.id().to_string();
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &id]).status().expect("it runs").success());
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    signal("-HUP");
+    assert!(server.try_wait().expect("a child").is_none(), "a reload of what is being loaded is nothing");
+    signal("-TERM");
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = server.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "still there");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(status.success(), "{status}");
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::iter;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -15,7 +16,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use qrm_proto::v1::input::Context;
 use qrm_proto::v1::response::Content;
 use qrm_proto::v1::reward_service_client::RewardServiceClient;
-use qrm_proto::v1::{Input, Response, ScoreRequest};
+use qrm_proto::v1::{Input, Response, ScoreRequest, ScoreStreamRequest};
 use qrm_tests::{Rng, Server, fixture};
 use serde_json::json;
 use tonic::transport::Endpoint;
@@ -109,9 +110,26 @@ fn a_request_is_followed_into_its_batch() {
     });
     assert_eq!(answer.expect("scores").metadata().get("x-request-id").expect("echoed"), "step-2");
 
-    for (trace, name, id) in
-        [(&http, "POST /v1/rewards", "step-1"), (&grpc, "qrm.v1.RewardService/Score", "step-2")]
-    {
+    // A stream, whose work is done while its answer is written.
+    let (stream, header) = context(0xd4, true);
+    let prompt = Some(Context::Prompt(format!("{secret} either")));
+    let input = Input { context: prompt, responses: vec![text()], ..Input::default() };
+    let messages = [ScoreStreamRequest { options: None, input: Some(input) }];
+    let mut request = Request::new(iter(messages));
+    request.metadata_mut().insert("traceparent", header.parse().expect("a value"));
+    request.metadata_mut().insert("x-request-id", "step-3".parse().expect("a value"));
+    runtime.block_on(async {
+        let channel = Endpoint::from_shared(format!("http://{}", server.grpc())).expect("an address");
+        let mut client = RewardServiceClient::new(channel.connect().await.expect("connects"));
+        let mut answers = client.score_stream(request).await.expect("a stream").into_inner();
+        while answers.message().await.expect("no error").is_some() {}
+    });
+
+    for (trace, name, id) in [
+        (&http, "POST /v1/rewards", "step-1"),
+        (&grpc, "qrm.v1.RewardService/Score", "step-2"),
+        (&stream, "qrm.v1.RewardService/ScoreStream", "step-3"),
+    ] {
         let spans = collector.trace(trace, name);
         let request = &spans[name];
         assert_eq!(hex(&request.parent_span_id), OURS);
@@ -149,6 +167,9 @@ fn a_request_is_followed_into_its_batch() {
     }
     let spans = collector.0.lock().expect("no panic holds it").clone();
     assert!(spans.iter().all(|span| hex(&span.trace_id) != quiet));
+    // The server's own work is nobody's trace.
+    let parts = spans.iter().filter(|span| ["tokenize", "queue", "batch"].contains(&&*span.name));
+    assert!(parts.clone().count() > 0 && parts.clone().all(|span| !span.parent_span_id.is_empty()));
     server.assert_quiet();
 }
 

@@ -35,9 +35,7 @@ impl<T: Body> FromRequest<Arc<App>> for JsonBody<T> {
         let body = app.intake.read(request.into_body()).await;
         let (body, held) = body.map_err(|unread| match unread {
             Unread::TooLarge => ApiError::body_too_large(limit),
-            Unread::Full => {
-                ApiError::full("too much is being read and sent", app.retry_after(), app.overload_status)
-            }
+            Unread::Full => app.no_room(),
             Unread::Slow => ApiError::too_slow(),
             Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
         })?;

@@ -59,6 +59,7 @@ use crate::metrics::Metrics;
 use crate::models::{Models, Served};
 use crate::request::Invalid;
 use dialects::{openrlhf, slime, trl, vllm};
+use error::ApiError;
 use intake::Intake;
 use off_thread::Turns;
 
@@ -85,6 +86,12 @@ impl App {
         let name = name.unwrap_or_else(|| self.models.first_name());
         let found = self.models.find(name);
         found.ok_or_else(|| Invalid::not_found(format!("the model {name:?} is not served here")))
+    }
+
+    /// Too much is being read and sent.
+    fn no_room(&self) -> ApiError {
+        self.metrics.refused.inc();
+        ApiError::full("too much is being read and sent", self.retry_after(), self.overload_status)
     }
 
     /// When a request that is refused before its model is known may hope for a place.

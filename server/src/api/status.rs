@@ -42,7 +42,9 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
     app.metrics.tasks.set(Handle::current().metrics().num_alive_tasks() as i64);
     app.metrics.ready.set(i64::from(app.models.ready().is_ok()));
     for served in app.models.iter() {
-        app.metrics.worker(&served.name, served.current().engine.is_alive());
+        let loaded = served.current();
+        // One that was told to go and has is not dead.
+        app.metrics.worker(&served.name, loaded.engine.is_alive() || loaded.engine.is_closed());
     }
     let text = app.metrics.render().map_err(|_| ApiError::internal("the metrics could not be written"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())

@@ -80,13 +80,18 @@ impl Job {
         reply: oneshot::Sender<JobResult>,
     ) -> Self {
         let Terms { client, priority, deadline } = terms;
-        let count = trajectories.len();
+        let (count, span) = (trajectories.len(), Span::current());
+        // Work of the server's own is nobody's trace.
+        let waiting = match span.is_disabled() {
+            true => Span::none(),
+            false => tracing::info_span!(target: SPAN, "queue", trajectories = count),
+        };
         let progress = Progress {
             scores: vec![None; count],
             left: count,
             output: JobOutput::default(),
             started: false,
-            waiting: tracing::info_span!(target: SPAN, "queue", trajectories = count),
+            waiting,
             parts: None,
             reply: Some(reply),
         };
@@ -96,7 +101,7 @@ impl Job {
             priority,
             deadline,
             accepted: Instant::now(),
-            span: Span::current(),
+            span,
             progress: Mutex::new(progress),
         }
     }

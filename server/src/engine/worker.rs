@@ -13,7 +13,7 @@ use super::job::JobError;
 use super::queue::Queue;
 use super::schedule::Part;
 use crate::metrics::Metrics;
-use crate::telemetry::SPAN;
+use crate::telemetry::{SPAN, otlp};
 
 /// Scores a batch, on the compute threads.
 pub(super) type Score = dyn Fn(&[Trajectory]) -> Result<BatchScores, ModelError> + Send;
@@ -70,12 +70,15 @@ impl Worker {
         self.batch(second);
     }
 
-    /// A batch is part of its first request's trace, and linked to those of the others.
+    /// A batch is part of the trace of its first request that is kept, and linked to those of the others.
     fn span(&self, batch: &[Trajectory]) -> Span {
-        let requests = match tracing::enabled!(target: SPAN, tracing::Level::INFO) {
+        let mut requests = match tracing::enabled!(target: SPAN, tracing::Level::INFO) {
             true => self.queue.spans(batch),
             false => Vec::new(),
         };
+        if let Some(kept) = requests.iter().position(otlp::is_sampled) {
+            requests.swap(0, kept);
+        }
         let Some((first, others)) = requests.split_first() else { return Span::none() };
         let tokens: usize = batch.iter().map(Trajectory::len).sum();
         let (trajectories, requests) = (batch.len(), requests.len());

@@ -143,7 +143,7 @@ impl Metrics {
             )?,
             queue_requests: gauge("qrm_queue_requests", "Requests with trajectories not yet in a batch.")?,
             queue_tokens: gauge("qrm_queue_tokens", "Tokens of trajectories not yet in a batch.")?,
-            refused: counter("qrm_queue_refused_total", "Requests refused because the queue was full.")?,
+            refused: counter("qrm_queue_refused_total", "Requests refused for want of room.")?,
             batch_fill: histogram(
                 "qrm_batch_fill",
                 "What a batch costs, of what it may; above 1 is a trajectory too costly to have company.",
@@ -200,11 +200,18 @@ impl Metrics {
             let _ = self.model_info.remove_label_values(&labels(old).each_ref().map(String::as_str));
         }
         self.model_info.with_label_values(&labels(new)).set(1);
+        for is_done in [true, false] {
+            self.reloads_of(model, is_done); // there, at 0, before the first
+        }
     }
 
     /// Counts a reload.
     pub(crate) fn reloaded(&self, model: &str, is_done: bool) {
-        self.reloads.with_label_values(&[model, if is_done { "done" } else { "failed" }]).inc();
+        self.reloads_of(model, is_done).inc();
+    }
+
+    fn reloads_of(&self, model: &str, is_done: bool) -> IntCounter {
+        self.reloads.with_label_values(&[model, if is_done { "done" } else { "failed" }])
     }
 
     /// Whether a model's worker lives.

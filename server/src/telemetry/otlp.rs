@@ -3,7 +3,7 @@
 use axum::http::HeaderMap;
 use clap::Args;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{TraceContextExt, TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -74,6 +74,11 @@ impl Extractor for Headers<'_> {
     fn keys(&self) -> Vec<&str> {
         self.0.keys().map(axum::http::HeaderName::as_str).collect()
     }
+}
+
+/// Whether a span goes anywhere.
+pub(crate) fn is_sampled(span: &Span) -> bool {
+    span.context().span().span_context().is_sampled()
 }
 
 /// Makes a span part of the trace that a request brings, if it brings one.

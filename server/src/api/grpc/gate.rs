@@ -85,9 +85,7 @@ async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request,
     let body = app.intake.read(body).await;
     let (body, held) = body.map_err(|unread| match unread {
         Unread::TooLarge => ApiError::body_too_large(app.intake.most_each()),
-        Unread::Full => {
-            ApiError::full("too much is being read and sent", app.retry_after(), app.overload_status)
-        }
+        Unread::Full => app.no_room(),
         Unread::Slow => ApiError::too_slow(),
         Unread::Broken => ApiError::not_json("the message cannot be read to its end"),
     })?;

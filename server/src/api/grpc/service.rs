@@ -27,7 +27,7 @@ impl RewardService for Service {
         let app = &self.0;
         let (client, deadline) = (client(request.extensions())?, deadline(request.extensions()));
         let request = request.into_inner();
-        let held = app.intake.hold(request.encoded_len()).map_err(|_| too_much(app))?;
+        let held = app.intake.hold(request.encoded_len()).map_err(|_| app.no_room())?;
         let options = request.options.unwrap_or_default();
         let native =
             wire::request(options, request.inputs, deadline, client.arrived).map_err(ApiError::from)?;
@@ -75,8 +75,4 @@ fn client(extensions: &Extensions) -> Result<Client, Status> {
 
 fn deadline(extensions: &Extensions) -> Option<std::time::Instant> {
     extensions.get().map(|Deadline(deadline)| *deadline)
-}
-
-pub(super) fn too_much(app: &App) -> ApiError {
-    ApiError::full("too much is being read and sent", app.retry_after(), app.overload_status)
 }

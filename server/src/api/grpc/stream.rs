@@ -14,8 +14,8 @@ use qrm_proto::RewardsResponse;
 use qrm_proto::v1::score_stream_response::Result as Kind;
 use qrm_proto::v1::{self, Options, ScoreStreamRequest, ScoreStreamResponse, Summary};
 use tonic::{Status, Streaming};
+use tracing::{Instrument, Span};
 
-use super::service::too_much;
 use super::{status, wire};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
@@ -43,6 +43,8 @@ struct Scoring {
     total: Total,
     /// What comes after the last of `ready`, once no more is at work.
     end: End,
+    /// Of the call: what is done for it is done while its answer is written.
+    span: Span,
 }
 
 /// A message, and what it adds to the summary.
@@ -77,6 +79,7 @@ pub(super) fn scores(
         ready: VecDeque::new(),
         total: Total::default(),
         end: End::Open,
+        span: Span::current(),
     };
     unfold(scoring, |mut scoring| async move {
         let next = match scoring.deadline {
@@ -138,12 +141,12 @@ impl Scoring {
             return Err(Status::invalid_argument("options come with the first message only"));
         }
         let Some(input) = input else { return Ok(()) };
-        let held = self.app.intake.hold(input.encoded_len()).map_err(|_| too_much(&self.app))?;
+        let held = self.app.intake.hold(input.encoded_len()).map_err(|_| self.app.no_room())?;
         let client = Client { arrived: Instant::now(), ..self.client.clone() };
         let (app, deadline) = (self.app.clone(), self.deadline);
         let (options, place) = (self.options.clone().unwrap_or_default(), self.inputs);
         self.inputs = self.inputs.saturating_add(1);
-        self.at_work.push(Box::pin(async move {
+        let work = async move {
             let id = input.id.clone();
             let parts = match one(&app, client, options, input, deadline).await {
                 Ok(answer) => parts(answer, place),
@@ -151,7 +154,8 @@ impl Scoring {
             };
             drop(held);
             parts
-        }));
+        };
+        self.at_work.push(Box::pin(work.instrument(self.span.clone())));
         Ok(())
     }
 
