@@ -116,6 +116,20 @@ def test_bytes_of_another_kind_of_tokenizer(llama):
         token_spans(llama, [256, *sun, 0xFF, 263])
 
 
+def test_a_token_that_ends_within_a_character_keeps_its_beginning():
+    class Bytes:
+        """Of tokens that are any bytes, as tiktoken's."""
+
+        tokens = [b"a", b" \xe4\xbd", b"\xa0", b"b \xe4", b"\xbd\xa0c"]
+
+        def decode(self, ids, **_):
+            return b"".join(self.tokens[id] for id in ids).decode(errors="replace")
+
+    text, spans = token_spans(Bytes(), [0, 1, 2, 3, 4, 0])
+    assert text == "a 你b 你ca"
+    assert [text.encode()[a:b].decode() for a, b in spans] == ["a", " ", "你", "b ", "你c", "a"]
+
+
 def test_a_long_text_is_decoded_in_pieces(llama):
     decoded = 0
 

@@ -70,12 +70,16 @@ def _decoded_pieces(tokenizer, ids: list[int]) -> list[bytes]:
     pieces, begin, read, done = [], 0, 0, ""
     for n in range(1, len(ids) + 1):
         text = decode(begin, n)
-        if text.endswith("\ufffd") and n < len(ids):  # part of a character: the window grows
-            text = done
+        partial = text.endswith("\ufffd") and n < len(ids)
+        if partial:  # of a character: what is whole is known, and the window grows
+            whole = text.rstrip("\ufffd")
+            text = whole if whole.startswith(done) else done
         if not text.startswith(done):
             raise ValueError(CHANGES)
         pieces.append(text[len(done):])
-        if text != done:
+        if partial:
+            done = text
+        elif text != done or n > read + 1:
             begin, read = read, n
             done = decode(begin, read)
     if "".join(pieces) != decode(0, len(ids)):
