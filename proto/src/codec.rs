@@ -64,19 +64,25 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 }
 
 /// `ScoreRequest` and `ScoreStreamRequest` have inputs in field 2, an input its messages in field 4 and its responses in
-/// field 5. Answers, which a server does not decode, would be counted by what they have there.
+/// field 5; `TokenizeRequest` has messages in field 3. What others have there is few.
 fn check(message: &[u8], most: usize) -> Result<(), Status> {
     let (mut trajectories, mut turns) = (0, 0);
-    for (_, input) in fields(message).filter(|(tag, _)| *tag == 2) {
-        let mut responses = 0;
-        for (tag, field) in fields(input) {
-            match tag {
-                4 => turns += fields(field).count(),
-                5 => responses += 1,
-                _ => {}
+    for (tag, field) in fields(message) {
+        match tag {
+            2 => {
+                let mut responses = 0;
+                for (tag, field) in fields(field) {
+                    match tag {
+                        4 => turns += fields(field).count(),
+                        5 => responses += 1,
+                        _ => {}
+                    }
+                }
+                trajectories += responses.max(1);
             }
+            3 => turns += fields(field).count(),
+            _ => {}
         }
-        trajectories += responses.max(1);
     }
     // A turn that says anything has eight bytes or more.
     let too_many = match (trajectories > most, turns > most && turns > message.len() / 8) {
@@ -103,6 +109,8 @@ fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
                 1 => 8,
                 2 => usize::try_from(varint(&mut message)?).ok()?,
                 5 => 4,
+                // A group, which prost goes past: what is in it and after it counts as well.
+                3 | 4 => continue,
                 _ => return None,
             };
             let (field, rest) = message.split_at_checked(length)?;
@@ -158,13 +166,15 @@ mod tests {
         assert!(check(&one, 7).is_ok() && check(&one, 6).is_err());
         // Empty entries.
         assert!(check(&[0x12, 0].repeat(6), 5).is_err());
+        assert!(check(&[&[0x7b, 0x7c][..], &[0x12, 0].repeat(6)].concat(), 5).is_err());
+        assert!(check(&[&[0x1a, 20][..], &[0x0a, 0].repeat(10)].concat(), 9).is_err());
         let turns = [&[0x12, 22, 0x22, 20][..], &[0x0a, 0].repeat(10)].concat();
         assert!(check(&turns, 9).is_err() && check(&turns, 10).is_ok());
     }
 
     #[test]
     fn what_is_no_message_is_left_to_prost() {
-        for bad in [&[0x12, 9, 1][..], &[0xff; 12], &[0x13, 0x12, 0], &[0x12]] {
+        for bad in [&[0x12, 9, 1][..], &[0xff; 12], &[0x17, 0x12, 0], &[0x12]] {
             assert!(check(bad, 0).is_ok());
         }
     }

@@ -8,11 +8,11 @@ use anyhow::Context;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::intake::Intake;
-use crate::api::off_thread::Turns;
+use crate::api::off_thread::{THREADS, Turns};
 use crate::api::{self, App, grpc};
 use crate::config::ServeArgs;
 use crate::connections::{self, Patience, Terms};
@@ -21,8 +21,6 @@ use crate::metrics::Metrics;
 use crate::models::{Models, Served};
 use crate::tls::Tls;
 
-/// Threads for what takes long: requests being read and answers written, and a reload beside them.
-const BLOCKING_THREADS: usize = 32;
 /// Between looks at files that may have changed.
 const LOOK: Duration = Duration::from_secs(2);
 /// For answers to be written and sent, however little is left of the time to drain.
@@ -30,13 +28,12 @@ const LAST: Duration = Duration::from_secs(5);
 
 /// Serves until SIGTERM or SIGINT. Success means that all accepted work was answered.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
-    let loading = {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build()?;
+    let (loaded, until_loaded) = oneshot::channel();
+    let signals = {
         let _within = runtime.enter();
-        runtime.spawn(leave_while_loading(Signals::new()?))
+        runtime.spawn(leave_while_loading(Signals::new()?, until_loaded))
     };
     let keys = Keys::load(args.api_key_file.as_deref())?;
     let tls = args.tls().map(Tls::load).transpose()?.map(Arc::new);
@@ -66,7 +63,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Ok(files) => tracing::debug!(files, "descriptors"),
         Err(error) => tracing::warn!("the limit of open files stays as it is: {error}"),
     }
-    let code = runtime.block_on(listen(app, tls, &args, loading));
+    let code = runtime.block_on(listen(app, tls, &args, loaded, signals));
     // All that was accepted is answered, or its time is up: a reload or a text being read is nobody's any more.
     runtime.shutdown_background();
     code
@@ -76,7 +73,8 @@ async fn listen(
     app: Arc<App>,
     tls: Option<Arc<Tls>>,
     args: &ServeArgs,
-    loading: JoinHandle<()>,
+    loaded: oneshot::Sender<()>,
+    signals: JoinHandle<Signals>,
 ) -> anyhow::Result<ExitCode> {
     let terms = Terms {
         patience: Patience { idle: args.idle_timeout, write: args.stall_timeout },
@@ -92,8 +90,8 @@ async fn listen(
 
     let warming = app.clone();
     tokio::task::spawn_blocking(move || warming.models.warm()).await??;
-    let Signals { mut terminate, mut interrupt, mut hangup } = Signals::new()?;
-    loading.abort();
+    let _ = loaded.send(());
+    let Signals { mut terminate, mut interrupt, mut hangup } = signals.await?;
     let names: Vec<&str> = app.models.iter().map(|served| &*served.name).collect();
     let (http, grpc) = addresses;
     tracing::info!(%http, %grpc, tls = tls.is_some(), models = names.join(","), "listening");
@@ -198,13 +196,15 @@ impl Signals {
 }
 
 /// Loading may take minutes, and a container's first process has no handler but its own. Nothing was accepted that would have
-/// to be answered; what is to be loaded again is being loaded.
-async fn leave_while_loading(mut signals: Signals) {
+/// to be answered; what is to be loaded again is being loaded. Then the signals are given back, and none is lost in between.
+async fn leave_while_loading(mut signals: Signals, mut loaded: oneshot::Receiver<()>) -> Signals {
     loop {
         tokio::select! {
+            biased;
             _ = signals.terminate.recv() => std::process::exit(0),
             _ = signals.interrupt.recv() => std::process::exit(0),
             _ = signals.hangup.recv() => {}
+            _ = &mut loaded => return signals,
         }
     }
 }

@@ -224,7 +224,7 @@ async fn refusals() {
     let large = of((0..1500).map(|_| input(&rng.input(300, 200))).collect());
     let refused = client.score(with_key(large)).await.expect_err("a large body");
     assert_eq!(code(&refused), (Code::InvalidArgument, "body_too_large".into()));
-    let many = of(vec![Input::default(); 20_000]);
+    let many = of(vec![Input::default(); 70_000]);
     let refused = client.score(with_key(many)).await.expect_err("many inputs");
     assert_eq!(code(&refused), (Code::InvalidArgument, "request_too_large".into()));
     // Too much, and too late.

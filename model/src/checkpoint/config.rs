@@ -219,7 +219,7 @@ fn sliding_window(
         .collect()
 }
 
-/// An id, a list of ids, or none.
+/// An id, a list of ids, or none. The first has to be one of the vocabulary; others that the weights lack are never sampled.
 pub(super) fn eos_token_ids(config: Fields<'_>, vocab_size: usize) -> Result<Vec<u32>, FieldError> {
     let ids = match config.get("eos_token_id") {
         None => &[],
@@ -230,5 +230,6 @@ pub(super) fn eos_token_ids(config: Fields<'_>, vocab_size: usize) -> Result<Vec
         let id = value.as_u64().filter(|id| *id < vocab_size as u64).and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| format!("eos_token_id {value} is not an id of the vocabulary"))
     };
-    ids.iter().map(known).collect()
+    let known = ids.iter().map(known).enumerate();
+    known.filter(|(i, id)| *i == 0 || id.is_ok()).map(|(_, id)| id).collect()
 }

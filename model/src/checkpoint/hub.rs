@@ -1,6 +1,7 @@
 //! Checkpoints by name: a directory as it is, a hub id fetched into the Hugging Face cache.
 
 use std::fmt::Display;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ impl Hub {
         loop {
             match remote.get(file) {
                 Ok(path) => return Ok(path),
-                Err(ApiError::LockAcquisition(_)) => {}
+                Err(ApiError::LockAcquisition(lock)) if is_held(&lock) => {}
                 Err(_) if tries < TRIES => {
                     tries += 1;
                     std::thread::sleep(PAUSE);
@@ -178,4 +179,10 @@ impl Hub {
     fn error(&self, what: &str, cause: impl Display) -> CheckpointError {
         CheckpointError::Hub { model: self.model.clone(), message: format!("{what}: {cause}") }
     }
+}
+
+/// Whether another process has a lock, rather than nobody can lock files there.
+fn is_held(lock: &Path) -> bool {
+    let file = File::options().write(true).open(lock);
+    file.is_ok_and(|file| !matches!(file.try_lock(), Err(TryLockError::Error(_))))
 }

@@ -103,8 +103,8 @@ impl Checkpoint {
         let mut config = DecoderConfig::read(fields).map_err(|e| CheckpointError::config(CONFIG, e))?;
         let path = dir.join(GENERATION_CONFIG);
         if path.exists() {
-            let generation: Map<String, Value> = read_json(&path)?;
             // How it samples is no reason not to score with it.
+            let generation: Map<String, Value> = read_json(&path).unwrap_or_default();
             let ends = config::eos_token_ids(Fields(&generation), config.vocab_size).unwrap_or_default();
             config.eos_token_ids.extend(ends);
         }

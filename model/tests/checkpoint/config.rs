@@ -78,7 +78,8 @@ fn windows_per_layer() {
 
 #[test]
 fn ends_of_sequence() {
-    for (value, ids) in [(json!(7), &[7][..]), (json!([9, 2]), &[9, 2]), (json!([]), &[]), (json!(null), &[])]
+    for (value, ids) in
+        [(json!(7), &[7][..]), (json!([9, 2, 509]), &[9, 2]), (json!([]), &[]), (json!(null), &[])]
     {
         assert_eq!(config("qwen2", json!({ "eos_token_id": value })).eos_token_ids, ids);
     }

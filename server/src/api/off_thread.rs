@@ -20,14 +20,17 @@ pub(crate) async fn run<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("the request failed"))
 }
 
-/// Texts being tokenised: no more at once than there are cores, so that threads are left for all other work.
+/// Threads for what takes long: requests being read and answers written, and a reload beside them.
+pub(crate) const THREADS: usize = 32;
+
+/// Texts being tokenised: no more at once than there are cores, and threads are left for all other work.
 #[derive(Clone)]
 pub(crate) struct Turns(Arc<Semaphore>);
 
 impl Turns {
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self(Arc::new(Semaphore::new(cores)))
+        Self(Arc::new(Semaphore::new(cores.min(THREADS / 2))))
     }
 
     /// Tokenises when there is a turn; a caller that goes before gives it up.

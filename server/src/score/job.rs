@@ -1,31 +1,42 @@
 //! What an output was made of, in `OUTPUT.job` beside it: a run goes on with its own output only.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::RewardModel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::ScoreArgs;
+use crate::device::Devices;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Job {
     model_version: String,
+    /// What its weights are held in, which is seen in the last digits.
+    dtype: String,
     reward: Option<String>,
     include: Vec<String>,
     append_eos: bool,
     truncate_prompt: bool,
     /// Of the input, which may have grown since.
     pub(super) rows: usize,
-    /// Of these rows' token ids.
+    /// Of these rows.
     input: String,
 }
 
 impl Job {
-    pub(super) fn new(args: &ScoreArgs, model: &RewardModel, rows: usize, input: Ids) -> Self {
+    pub(super) fn new(
+        args: &ScoreArgs,
+        model: &RewardModel,
+        devices: &Devices,
+        rows: usize,
+        input: Lines,
+    ) -> Self {
         Self {
             model_version: model.version().to_owned(),
+            dtype: devices.dtype.clone(),
             reward: args.reward.clone(),
             include: args.include.clone(),
             append_eos: args.append_eos,
@@ -49,7 +60,13 @@ impl Job {
 
     pub(super) fn write(&self, output: &Path) -> anyhow::Result<()> {
         let path = path(output);
-        std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| path.display().to_string())
+        let partial = path.with_extension("job.partial");
+        let write = || -> anyhow::Result<()> {
+            std::fs::write(&partial, serde_json::to_vec(self)?)?;
+            File::open(&partial)?.sync_all()?;
+            Ok(std::fs::rename(&partial, &path)?)
+        };
+        write().with_context(|| path.display().to_string())
     }
 }
 
@@ -59,16 +76,14 @@ fn path(output: &Path) -> PathBuf {
     path.into()
 }
 
-/// The token ids of rows, one after the other, as one name.
+/// Rows as they are written, one after the other, as one name.
 #[derive(Clone, Default)]
-pub(super) struct Ids(Sha256);
+pub(super) struct Lines(Sha256);
 
-impl Ids {
-    pub(super) fn add(&mut self, trajectory: &Trajectory) {
-        for ids in [&trajectory.prompt_ids, &trajectory.response_ids] {
-            self.0.update(ids.len().to_le_bytes());
-            ids.iter().for_each(|id| self.0.update(id.to_le_bytes()));
-        }
+impl Lines {
+    pub(super) fn add(&mut self, line: &str) {
+        self.0.update(line.len().to_le_bytes());
+        self.0.update(line);
     }
 
     fn name(self) -> String {

@@ -24,14 +24,15 @@ use crate::metrics::Metrics;
 use crate::model;
 use crate::request::answer::Pending;
 use crate::request::{Prepared, prepare};
-use job::{Ids, Job};
+use job::{Job, Lines};
 
 /// Exit status of an input with a bad row.
 const BAD_ROW: u8 = 2;
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
-    let copies = model::load(args.model.as_deref(), None, &args.engine.devices()?)?;
+    let devices = args.engine.devices()?;
+    let copies = model::load(args.model.as_deref(), None, &devices)?;
     let model = copies.first.clone();
     let before = Job::read(&args.output)?;
     let plan = match check(&args, &model, before.as_ref().map_or(0, |job| job.rows))? {
@@ -44,14 +45,17 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     let mut output =
         OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&args.output)?;
     if output.metadata()?.len() > 0 {
-        let same = plan.before.map(|(rows, input)| Job::new(&args, &model, rows, input));
+        let same = plan.before.map(|(rows, input)| Job::new(&args, &model, &devices, rows, input));
         anyhow::ensure!(
             before.is_some() && before == same,
             "{} was scored from another input, with another checkpoint or with other options: remove it to begin anew",
             args.output.display()
         );
     }
-    Job::new(&args, &model, plan.rows.len(), plan.input).write(&args.output)?;
+    let job = Job::new(&args, &model, &devices, plan.rows.len(), plan.input);
+    if before.as_ref() != Some(&job) {
+        job.write(&args.output)?;
+    }
     let done = resume(&mut output, &plan.rows, &plan.by_id)
         .with_context(|| format!("cannot resume {}", args.output.display()))?;
     if done > 0 {
@@ -115,13 +119,13 @@ struct Plan {
     rows: Vec<Row>,
     by_id: HashMap<String, usize>,
     /// Of all rows, and of as many as there were when the output was begun.
-    input: Ids,
-    before: Option<(usize, Ids)>,
+    input: Lines,
+    before: Option<(usize, Lines)>,
 }
 
 /// Reads every row. The inner error is a bad row's, with its line number.
 fn check(args: &ScoreArgs, model: &RewardModel, before: usize) -> anyhow::Result<Result<Plan, String>> {
-    let mut plan = Plan { rows: Vec::new(), by_id: HashMap::new(), input: Ids::default(), before: None };
+    let mut plan = Plan { rows: Vec::new(), by_id: HashMap::new(), input: Lines::default(), before: None };
     let mut first = 0;
     for (number, line) in lines(args)?.enumerate() {
         let line = line.with_context(|| format!("line {}", number + 1))?;
@@ -139,7 +143,7 @@ fn check(args: &ScoreArgs, model: &RewardModel, before: usize) -> anyhow::Result
         let tokens = prepared.trajectories.iter().map(Trajectory::len).sum();
         plan.rows.push(Row { index, first, count: prepared.trajectories.len(), tokens });
         first += prepared.trajectories.len();
-        prepared.trajectories.iter().for_each(|trajectory| plan.input.add(trajectory));
+        plan.input.add(line.trim());
         if plan.rows.len() == before {
             plan.before = Some((before, plan.input.clone()));
         }

@@ -28,7 +28,8 @@ use service::Service;
 
 /// All services with their layers.
 pub(crate) fn router(app: Arc<App>) -> anyhow::Result<Router> {
-    qrm_proto::codec::bound(app.max_inputs);
+    // For the memory's sake; the limit itself comes later, and is of one input of a stream, not of the stream.
+    qrm_proto::codec::bound(app.max_inputs.max(1 << 16));
     let rewards = RewardServiceServer::new(Service(app.clone()))
         .max_decoding_message_size(app.intake.most_each())
         .accept_compressed(Gzip)
