@@ -208,7 +208,17 @@ fn who_is_told_to_go_while_it_loads_goes() {
         assert!(Command::new("kill").args([name, &id]).status().expect("it runs").success());
         std::thread::sleep(Duration::from_millis(300));
     };
-    std::thread::sleep(Duration::from_millis(500));
+    // Until it catches both.
+    let caught = || {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default().trim();
+        u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & 1 != 0 && mask >> 14 & 1 != 0)
+    };
+    let start = Instant::now();
+    while !caught() {
+        assert!(start.elapsed() < Duration::from_secs(20), "signals have no handler");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     signal("-HUP");
     assert!(server.try_wait().expect("a child").is_none(), "a reload of what is being loaded is nothing");
     signal("-TERM");
