@@ -427,6 +427,7 @@ async fn health_follows_readiness() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", "120", "--threads", "1"]);
     let mut health = HealthClient::new(channel(&server).await);
     let ask = HealthCheckRequest { service: "qrm.v1.RewardService".into() };
@@ -435,6 +436,9 @@ async fn health_follows_readiness() {
     assert_eq!(health.check(ask).await.expect("a status").into_inner().status(), ServingStatus::Serving);
     let silent = connect(&server).await.score_stream(futures_util::stream::pending()).await;
     let idle = silent.expect("a stream").into_inner();
+    let mut reflection = ServerReflectionClient::new(channel(&server).await);
+    let asked = reflection.server_reflection_info(futures_util::stream::pending()).await;
+    let mut asked = asked.expect("a stream").into_inner();
     // Enough work that it drains for a while.
     let mut rng = Rng::new(8);
     let inputs = (0..300).map(|_| input(&rng.input(300, 200))).collect();
@@ -449,5 +453,6 @@ async fn health_follows_readiness() {
     // Nobody who watches, and no stream on which nothing happens, keeps it.
     assert!(watch.message().await.expect("a good end").is_none());
     assert_eq!(read(idle).await.3.expect_err("no").code(), Code::Unavailable);
+    assert!(asked.message().await.expect("a good end").is_none());
     assert!(server.wait(Duration::from_secs(60)).success());
 }

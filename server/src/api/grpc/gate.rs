@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
+use futures_util::StreamExt;
 use tonic::{Code, Status};
 use tracing::Instrument;
 
@@ -32,6 +33,8 @@ const METHODS: [&str; 8] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 const SCORE_STREAM: &str = "/qrm.v1.RewardService/ScoreStream";
+/// Between looks at whether the server is at its end.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// When the call's answer is no longer wanted.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +68,7 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     })
 }
 
-async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request, ApiError> {
+async fn admit(app: &Arc<App>, method: &str, mut request: Request) -> Result<Request, ApiError> {
     auth::admit(app, &mut request)?;
     if let Some(timeout) = timeout(request.headers()) {
         let deadline = Instant::now().checked_add(timeout);
@@ -77,9 +80,10 @@ async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request,
         head.extensions.insert(meter);
         return Ok(Request::from_parts(head, body));
     }
-    // Streams of the other services are none that a client could make long.
+    // Of the other services a client may keep a stream open, but not the server, which waits for it at its end.
     if !method.starts_with("/qrm.v1.") {
-        return Ok(request);
+        let app = app.clone();
+        return Ok(request.map(|body| Body::from_stream(body.into_data_stream().take_until(over(app)))));
     }
     let (mut head, body) = request.into_parts();
     let body = app.intake.read(body).await;
@@ -91,6 +95,13 @@ async fn admit(app: &App, method: &str, mut request: Request) -> Result<Request,
     })?;
     head.extensions.insert(Arc::new(held)); // goes when the message has been decoded
     Ok(Request::from_parts(head, Body::from(body)))
+}
+
+/// Until the last accepted work is done.
+async fn over(app: Arc<App>) {
+    while !app.models.is_closed() || app.models.is_busy() {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// `grpc-timeout`: at most eight digits and a unit.
