@@ -53,7 +53,8 @@ pub(crate) async fn read_for(
         return Err(ApiError::draining());
     }
     let expected = loaded.engine.expect();
-    let timeout = request.timeout_ms.map(Duration::from_millis).or(app.default_timeout);
+    // Of no time at all it is to be said that it is none, not that it is up.
+    let timeout = request.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis).or(app.default_timeout);
     let deadline = timeout.and_then(|t| client.arrived.checked_add(t));
     let terms = Terms { client: client.name.clone(), priority: request.priority, deadline };
 
