@@ -5,6 +5,8 @@
 //! tiles f64. Extra memory: `O(N + ROWS · V / CHUNK)` and one tile per thread.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use candle_core::{Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
@@ -17,8 +19,10 @@ use crate::panels::Panels;
 
 /// Rows handled before the next pass over the weight.
 const ROWS: usize = 1024;
-/// Columns of one chunk: one task, one partial state.
+/// Columns of one chunk: one partial state of a row.
 const CHUNK: usize = 2048;
+/// Tasks that a thread should have at least.
+const TASKS: usize = 2;
 /// Columns consumed at once; their panels stay in L2 while the rows pass by.
 const COLUMNS: usize = 256;
 
@@ -84,13 +88,20 @@ pub fn token_reward(hidden: &Tensor, weight: &Panels, targets: &[u32]) -> Result
     let mut out = TokenReward::default();
     for (hidden, targets) in hidden.chunks(ROWS * d.max(1)).zip(targets.chunks(ROWS)) {
         let rows = Rows::new(hidden, weight);
-        let chunks: Vec<Vec<Partial>> = (0..weight.out_dim().div_ceil(CHUNK))
+        let chunks = weight.out_dim().div_ceil(CHUNK);
+        let part = part(targets.len(), chunks);
+        let parts = targets.len().div_ceil(part);
+        let walked: Vec<Vec<Partial>> = (0..chunks * parts)
             .into_par_iter()
             .with_max_len(1)
-            .map(|c| walk(&rows, weight, targets, c * CHUNK))
+            .map(|task| {
+                let first = task % parts * part;
+                walk(&rows, weight, first..(first + part).min(targets.len()), targets, task / parts * CHUNK)
+            })
             .collect();
         for row in 0..targets.len() {
-            let p = chunks.iter().fold(Partial::EMPTY, |p, chunk| p.merge(chunk[row]));
+            let of = |chunk: usize| walked[chunk * parts + row / part][row % part];
+            let p = (0..chunks).fold(Partial::EMPTY, |p, chunk| p.merge(of(chunk)));
             let log_sum = p.sum.ln();
             out.logit.push(p.target);
             out.logsumexp.push(at_least(p.max, (f64::from(p.max) + log_sum) as f32));
@@ -106,11 +117,17 @@ fn at_least(low: f32, x: f32) -> f32 {
     if x < low { low } else { x }
 }
 
-/// The states of all rows over columns `begin .. begin + CHUNK`.
-fn walk(rows: &Rows<'_>, weight: &Panels, targets: &[u32], begin: usize) -> Vec<Partial> {
+/// Rows of one task: all, or fewer where a small vocabulary has too few chunks for the threads.
+fn part(rows: usize, chunks: usize) -> usize {
+    let parts = (TASKS * rayon::current_num_threads()).div_ceil(chunks.max(1));
+    rows.div_ceil(parts).next_multiple_of(Isa::detect().rows()).max(1)
+}
+
+/// The states of some rows over columns `begin .. begin + CHUNK`.
+fn walk(rows: &Rows<'_>, weight: &Panels, some: Range<usize>, targets: &[u32], begin: usize) -> Vec<Partial> {
     let tile_rows = Isa::detect().rows();
     let mut multiplier = Multiplier::new(rows, weight);
-    let mut partials = vec![Partial::EMPTY; targets.len()];
+    let mut partials = vec![Partial::EMPTY; some.len()];
     let mut tile = Tile::new();
     let mut logits = [0.0f32; MAX_ROWS * COLUMNS];
     let end = (begin + CHUNK).min(weight.out_dim());
@@ -118,8 +135,8 @@ fn walk(rows: &Rows<'_>, weight: &Panels, targets: &[u32], begin: usize) -> Vec<
         let columns = COLUMNS.min(end - first);
         let panels = first / WIDTH..(first + columns).div_ceil(WIDTH);
         multiplier.load(panels.clone());
-        for start in (0..targets.len()).step_by(tile_rows) {
-            let count = tile_rows.min(targets.len() - start);
+        for start in some.clone().step_by(tile_rows) {
+            let count = tile_rows.min(some.end - start);
             for (p, panel) in panels.clone().enumerate() {
                 multiplier.tile(panel, start, count, &mut tile);
                 for i in 0..count {
@@ -133,7 +150,8 @@ fn walk(rows: &Rows<'_>, weight: &Panels, targets: &[u32], begin: usize) -> Vec<
                 let target = (targets[start + i] as usize).checked_sub(first).filter(|t| *t < columns);
                 let target = target.map_or(f32::NEG_INFINITY, |t| row[t]);
                 let part = Partial { max, sum: sum.into(), moment: moment.into(), target };
-                partials[start + i] = partials[start + i].merge(part);
+                let partial = &mut partials[start + i - some.start];
+                *partial = partial.merge(part);
             }
         }
     }

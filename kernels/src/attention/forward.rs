@@ -1,6 +1,7 @@
 //! The way there: one pass over the keys per block of queries, online softmax.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -81,10 +82,9 @@ pub(super) fn forward(
     let mut logsumexp = Vec::new();
     let fill = |out: output::Output| {
         let each = |sums: output::Output| {
-            tasks.par_iter().with_max_len(1).for_each_init(
-                || Scratch::new(heads),
-                |scratch, task| run(task, qkv, store, heads, scratch, out, sums),
-            );
+            tasks.par_iter().with_max_len(1).for_each(|task| {
+                Scratch::with(heads, |scratch| run(task, qkv, store, heads, scratch, out, sums));
+            });
         };
         // SAFETY: the tasks cover every row and query head.
         logsumexp = unsafe { output::build(n * heads.q, each) };
@@ -112,7 +112,20 @@ struct Scratch {
     tile: Tile,
 }
 
+thread_local! {
+    /// This thread's, of the heads that it was made for: a task is short beside what making one takes.
+    static SCRATCH: RefCell<Option<(Heads, Scratch)>> = const { RefCell::new(None) };
+}
+
 impl Scratch {
+    /// `work` with this thread's; it starts no other.
+    fn with<T>(heads: Heads, work: impl FnOnce(&mut Self) -> T) -> T {
+        SCRATCH.with_borrow_mut(|kept| match kept {
+            Some((of, scratch)) if *of == heads => work(scratch),
+            _ => work(&mut kept.insert((heads, Self::new(heads))).1),
+        })
+    }
+
     fn new(heads: Heads) -> Self {
         let (head, rows) = (heads.dim, QUERIES * heads.group());
         Self {

@@ -87,7 +87,7 @@ fn check(segments: &[Segment], n: usize) -> Result<()> {
 }
 
 /// How a row of `qkv` is divided: queries, then keys, then values.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Heads {
     q: usize,
     kv: usize,

@@ -10,10 +10,12 @@ use super::tile::{Tile, WIDTH};
 use crate::panels::Panels;
 use crate::swiglu;
 
-/// Tiles of one task, one below the other: their inputs stay in L2 while the task's panels pass by.
+/// Tiles of one task at most, one below the other: their inputs stay in L2 while the task's panels pass by.
 const TASK_TILES: usize = 8;
-/// Panels of one task.
+/// Panels of one task at most.
 const TASK_PANELS: usize = 6;
+/// Tasks that a thread should have at least, so that none waits long for the last.
+const TASKS: usize = 4;
 
 /// `x [n, k]` times `weight [out, k]` transposed, `[n, out]`, plus `bias [out]` and `residual [n, out]`.
 pub(crate) fn product(
@@ -82,17 +84,29 @@ fn each_panel<S>(
     each: impl Fn(&mut S, usize, &mut dyn Iterator<Item = (usize, usize)>) + Sync + Send,
 ) {
     let tile_rows = Isa::detect().rows();
-    let task_rows = TASK_TILES * tile_rows;
+    let (task_tiles, task_panels) = task(n.div_ceil(tile_rows), panels, TASKS * rayon::current_num_threads());
+    let task_rows = task_tiles * tile_rows;
     let row_tasks = n.div_ceil(task_rows);
-    let tasks = (0..row_tasks * panels.div_ceil(TASK_PANELS)).into_par_iter().with_max_len(1);
+    let tasks = (0..row_tasks * panels.div_ceil(task_panels)).into_par_iter().with_max_len(1);
     tasks.for_each_init(start, |state, task| {
         let rows = (task % row_tasks) * task_rows..((task % row_tasks + 1) * task_rows).min(n);
-        let first = (task / row_tasks) * TASK_PANELS;
-        for p in first..(first + TASK_PANELS).min(panels) {
+        let first = (task / row_tasks) * task_panels;
+        for p in first..(first + task_panels).min(panels) {
             let starts = rows.clone().step_by(tile_rows);
             each(state, p, &mut starts.map(|start| (start, tile_rows.min(rows.end - start))));
         }
     });
+}
+
+/// Tiles and panels of a task: as many as it may have, or fewer, so that there are `wanted` tasks. First fewer panels, since
+/// what a task makes of a panel before it multiplies serves all its rows. (A number has the same bits in any task.)
+fn task(tiles: usize, panels: usize, wanted: usize) -> (usize, usize) {
+    let split = |all: usize, most: usize, parts: usize| all.div_ceil(parts).clamp(1, most);
+    let row_tasks = tiles.div_ceil(TASK_TILES).max(1);
+    let task_panels = split(panels, TASK_PANELS, wanted.div_ceil(row_tasks));
+    let panel_tasks = panels.div_ceil(task_panels).max(1);
+    let task_tiles = split(tiles, TASK_TILES, wanted.div_ceil(panel_tasks).max(row_tasks));
+    (task_tiles, task_panels)
 }
 
 multiversion! {
@@ -135,4 +149,29 @@ fn transpose(x: &[f32], columns: usize) -> Vec<f32> {
         }
     });
     y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_multiplies_have_tasks_for_every_thread() {
+        let tasks = |tiles: usize, panels: usize, wanted| {
+            let (t, p) = task(tiles, panels, wanted);
+            assert!((1..=TASK_TILES).contains(&t) && (1..=TASK_PANELS).contains(&p), "{t} {p}");
+            tiles.div_ceil(t) * panels.div_ceil(p)
+        };
+        for (tiles, panels) in [(5, 18), (15, 5), (8, 5), (1, 20), (8, 96), (147, 18), (200, 400)] {
+            for wanted in [1, 4, 8, 16, 256] {
+                let all = tasks(tiles, panels, wanted);
+                assert!(
+                    all >= wanted.min(tiles * panels) / 2,
+                    "{all} of {wanted}: {tiles} tiles, {panels} panels"
+                );
+            }
+        }
+        assert_eq!(task(147, 96, 8), (TASK_TILES, TASK_PANELS), "a large one is cut as before");
+        assert_eq!((task(0, 5, 8), task(5, 0, 8)), ((1, 1), (1, 1)));
+    }
 }
