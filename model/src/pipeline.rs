@@ -107,17 +107,42 @@ impl RewardModel {
     }
 }
 
-/// Cuts a batch into about `count` runs of as many tokens, none of them between two answers to one prompt.
+/// Prompts that a run holds at least, where one may be computed again.
+const SHORT: usize = 4;
+
+/// Cuts a batch into about `count` runs of as many tokens, none of them between two answers to one prompt unless that is short
+/// beside a run: it is then computed again.
 fn micro_batches(batch: &[Trajectory], count: usize) -> Vec<Range<usize>> {
     let tokens: usize = batch.iter().map(Trajectory::len).sum();
     let (mut ranges, mut begin, mut taken) = (Vec::new(), 0, 0);
     for (i, trajectory) in batch.iter().enumerate() {
         taken += trajectory.len();
-        let shares = batch.get(i + 1).is_some_and(|next| next.prompt_ids == trajectory.prompt_ids);
+        let shares = batch.get(i + 1).is_some_and(|next| {
+            next.prompt_ids == trajectory.prompt_ids && next.prompt_ids.len() * SHORT * count > tokens
+        });
         if i + 1 == batch.len() || (taken * count >= tokens && !shares) {
             ranges.push(begin..i + 1);
             (begin, taken) = (i + 1, 0);
         }
     }
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_cut_where_their_prompt_costs_little() {
+        let group = |prompt: usize, answers: usize| -> Vec<Trajectory> {
+            let prompt_ids: std::sync::Arc<[u32]> = vec![1; prompt].into();
+            let response_ids: std::sync::Arc<[u32]> = vec![2; 90].into();
+            vec![Trajectory { prompt_ids, response_ids }; answers]
+        };
+        assert_eq!(micro_batches(&group(10, 16), 4), [0..4, 4..8, 8..12, 12..16]);
+        assert_eq!(micro_batches(&group(300, 16), 8), [0..16], "one long prompt");
+        let two = [group(300, 4), group(301, 4)].concat();
+        assert_eq!(micro_batches(&two, 8), [0..4, 4..8]);
+        assert!(micro_batches(&[], 4).is_empty());
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute};
+use cudarc::driver::sys::{self, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError};
 use cudarc::nvrtc::Ptx;
 
@@ -107,11 +107,6 @@ impl Gpu {
     /// `(9, 0)`: compute capability.
     pub fn capability(&self) -> (i32, i32) {
         self.capability
-    }
-
-    /// Multiprocessors.
-    pub fn multiprocessors(&self) -> Result<usize, GpuError> {
-        Ok(self.stream.context().attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize)
     }
 
     /// Waits until all that is queued is done.

@@ -94,6 +94,10 @@ impl Engine {
             Some(tokens) => tokens as f64,
             None => budget::measure(&copies.first, &cost, &pools[0]),
         };
+        // A GPU chooses its kernels with its first batch, which is to be nobody's; the first copy's is the warm-up.
+        for copy in copies.iter().skip(1) {
+            copy.score(&[Trajectory { prompt_ids: [0].into(), response_ids: [0].into() }])?;
+        }
         let queue = Arc::new(Queue::new(limits, cost, budget, models.len(), metrics.clone()));
         // Dropped where one cannot be started, which ends those that were.
         let mut engine = Self { queue, workers: Vec::new(), budget, caches: Vec::new(), metrics };
