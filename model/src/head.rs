@@ -3,13 +3,10 @@
 use candle_core::{Result, Tensor};
 use qrm_kernels::{Rows, Weight, linear, token_logits};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, SCALAR_HEADS};
 use crate::decoder::{EMBEDDING, Embedding};
 use crate::loader::Loader;
 use crate::reward::{HeadKind, TokenScores};
-
-/// Names a scalar head's weight goes by.
-const SCALAR_NAMES: [&str; 3] = ["score", "v_head", "reward_head"];
 
 /// What turns a hidden state into a number per response token.
 pub enum Head {
@@ -36,7 +33,7 @@ impl Head {
             };
             return Ok(Self::Vocab(loader.weight(name, [v, d])?));
         }
-        let found = SCALAR_NAMES.iter().filter(|name| checkpoint.has(&format!("{name}.weight")));
+        let found = SCALAR_HEADS.iter().filter(|name| checkpoint.has(&format!("{name}.weight")));
         let name = match found.collect::<Vec<_>>()[..] {
             [name] => *name,
             [] if loader.is_training() => {

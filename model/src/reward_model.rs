@@ -177,6 +177,13 @@ impl RewardModel {
         Self::build(dir, checkpoint, Some((method, seed)), None, &Placement::default())
     }
 
+    /// A value function to train: the decoder of any checkpoint, all of it, under a scalar head that `seed` makes. A reward
+    /// model's own head would speak of rewards before they are scaled.
+    pub fn load_critic(dir: &Path, seed: u64) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(dir)?.as_critic();
+        Self::build(dir, checkpoint, Some((&Method::Full, seed)), None, &Placement::default())
+    }
+
     fn build(
         dir: &Path,
         mut checkpoint: Checkpoint,

@@ -194,6 +194,28 @@ fn every_architecture_has_its_gradients() {
     }
 }
 
+/// The head of a reward model is of another scale than what a critic learns.
+#[test]
+fn a_critic_has_a_head_of_its_own() {
+    let critic = |name: &str, seed| RewardModel::load_critic(&fixture(name), seed).unwrap();
+    let weight = |model: &RewardModel, name: &str| -> Vec<f32> {
+        let (_, var) = model.trained().iter().find(|(n, _)| *n == name).unwrap();
+        var.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    for name in ["qwen2-token-classification", "llama-sequence-classification"] {
+        let model = critic(name, 3);
+        assert_eq!(model.head(), HeadKind::QScalar);
+        let kept =
+            RewardModel::load_for_training(&fixture(name), HeadKind::QScalar, &Method::Full, 3).unwrap();
+        let (head, layer) = ("score.weight", "model.layers.0.mlp.down_proj.weight");
+        assert_ne!(weight(&model, head), weight(&kept, head), "{name}");
+        assert_ne!(weight(&model, head), weight(&critic(name, 4), head), "{name}");
+        assert_eq!(weight(&model, head), weight(&critic("qwen2", 3), head), "{name}: by the seed alone");
+        assert_eq!(weight(&model, layer), weight(&kept, layer), "{name}");
+        assert_eq!(weight(&model, "score.bias"), [0.0], "{name}");
+    }
+}
+
 #[test]
 fn adapters_have_their_gradients() {
     let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use candle_core::Tensor;
+use qrm_model::checkpoint::CheckpointError;
 use qrm_model::reward::{HeadKind, TokenScores};
 use qrm_model::training::{Gradients, Method};
 use qrm_model::{RewardModel, Trajectory};
@@ -23,18 +24,26 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Loads a checkpoint; a head that it does not have is made from `seed`.
-    pub fn load(
-        dir: &Path,
-        head: HeadKind,
-        seed: u64,
+    /// A policy: a checkpoint with a vocabulary head.
+    pub fn policy(dir: &Path, settings: Settings, budget: usize) -> anyhow::Result<Self> {
+        let model = RewardModel::load_for_training(dir, HeadKind::QVocab, &Method::Full, 0);
+        Self::new(model, dir, settings, budget)
+    }
+
+    /// A critic: the decoder of any checkpoint, under a head that `seed` makes.
+    pub fn critic(dir: &Path, seed: u64, settings: Settings, budget: usize) -> anyhow::Result<Self> {
+        Self::new(RewardModel::load_critic(dir, seed), dir, settings, budget)
+    }
+
+    fn new(
+        model: Result<RewardModel, CheckpointError>,
+        base: &Path,
         settings: Settings,
         budget: usize,
     ) -> anyhow::Result<Self> {
-        let model = RewardModel::load_for_training(dir, head, &Method::Full, seed)
-            .with_context(|| format!("the checkpoint {} cannot be trained", dir.display()))?;
+        let model = model.with_context(|| format!("the checkpoint {} cannot be trained", base.display()))?;
         let optimizer = AdamW::new(settings, model.trained());
-        Ok(Self { model, optimizer, base: dir.to_owned(), budget })
+        Ok(Self { model, optimizer, base: base.to_owned(), budget })
     }
 
     /// `log π(a_t|s_t)` of every response token, `[T]` each.

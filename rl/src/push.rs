@@ -36,7 +36,6 @@ impl Push {
         let s = settings;
         let is_immediate = s.credit.is_immediate(s.algorithm, &rollout.reward);
         let mut rewards = rollout.rewards.clone();
-        let scores: Vec<f32> = rewards.iter().map(|r| score(r, is_immediate)).collect();
         scale(&mut rewards, &rollout.reward, s.normalize);
         if s.end_by_mean && is_immediate {
             // An answer that was cut off has no end: its last token is one like the others.
@@ -58,7 +57,7 @@ impl Push {
         let mut push = Self { advantages: Vec::new(), old, reference, returns: Vec::new(), values, kl };
         match s.algorithm {
             Algorithm::Grpo => {
-                let each = group_advantages(&scores, group).into_iter().zip(&rewards);
+                let each = group_advantages(&scores(s, rollout), group).into_iter().zip(&rewards);
                 push.advantages = each.map(|(a, r)| vec![a; r.len()]).collect();
             }
             Algorithm::Ppo if is_immediate => {
@@ -84,7 +83,13 @@ impl Push {
     }
 }
 
-/// One number for an answer.
+/// A rollout's rewards before they are scaled, one number an answer: the mean of its tokens' where each is credited with its
+/// own, else their sum.
+pub fn scores(settings: &Settings, rollout: &Rollout) -> Vec<f32> {
+    let is_immediate = settings.credit.is_immediate(settings.algorithm, &rollout.reward);
+    rollout.rewards.iter().map(|rewards| score(rewards, is_immediate)).collect()
+}
+
 fn score(rewards: &[f32], is_immediate: bool) -> f32 {
     let sum: f64 = rewards.iter().map(|r| f64::from(*r)).sum();
     (if is_immediate { sum / rewards.len().max(1) as f64 } else { sum }) as f32

@@ -7,7 +7,7 @@ use anyhow::Context;
 use qrm_model::generation::{Sampling, Settings};
 use qrm_model::{RewardModel, Trajectory};
 
-use crate::rewards::{Rewards, Scored};
+use crate::rewards::{RewardError, Rewards, Scored};
 use crate::task::Question;
 
 /// Answers that grow side by side.
@@ -129,6 +129,10 @@ impl Sampler {
             let scored_one = judged.join().map_err(|_| anyhow::anyhow!("the reward client panicked"))?;
             let ((scored_one, time_one), (scored_two, time_two)) = (scored_one?, scored_two?);
             let waiting = start.elapsed() - sampling;
+            let [a, b] = [&scored_one.reward, &scored_two.reward];
+            if !two.is_empty() && a != b {
+                return Err(RewardError::Apart { one: a.clone(), other: b.clone() }.into());
+            }
             Ok(Rollout {
                 answers: [one, two].concat(),
                 rewards: [scored_one.rewards, scored_two.rewards].concat(),

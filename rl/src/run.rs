@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use qrm_model::reward::HeadKind;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::report::Report;
 use qrm_trainer::state::{Position, States};
@@ -12,7 +11,7 @@ use serde_json::json;
 use crate::evaluate::{pass_at_1, pass_at_n};
 use crate::learner::{Learner, log_probs};
 use crate::objective::{Outcome, clipped, entropy, kl, reinforce, value};
-use crate::push::Push;
+use crate::push::{Push, scores};
 use crate::rollout::{Judge, Rollout, Sampler};
 use crate::settings::{Algorithm, Settings};
 use crate::signal::moments;
@@ -53,14 +52,14 @@ impl Run {
         let critic = match settings.algorithm {
             Algorithm::Ppo => {
                 let from = settings.critic.as_ref().unwrap_or(&policy);
-                Some(Learner::load(from, HeadKind::QScalar, settings.seed, adam, budget)?)
+                Some(Learner::critic(from, settings.seed, adam, budget)?)
             }
             _ => None,
         };
         std::fs::create_dir_all(&settings.output)?;
         let mut run = Self {
             reference: RewardModel::load(&policy)?,
-            policy: Learner::load(&policy, HeadKind::QVocab, settings.seed, adam, budget)?,
+            policy: Learner::policy(&policy, adam, budget)?,
             critic,
             judge,
             source,
@@ -117,7 +116,8 @@ impl Run {
             }
         }
         if last.is_nan() {
-            last = self.evaluate(self.position.step)?; // there was nothing left to do
+            // There was nothing left to do, and the report has the evaluation of that step.
+            last = pass_at_1(&self.policy.model, &self.validation, self.sampler.max_new_tokens)?;
         }
         if let (true, Some((step, _))) = (self.settings.keep_best, self.position.best) {
             self.say(&format!("the best evaluation was at step {step}: that policy is kept"));
@@ -169,7 +169,7 @@ impl Run {
         let (learning, all) = (learning.elapsed().as_secs_f64(), start.elapsed().as_secs_f64());
         let answers = rollout.answers.len().max(1) as f64;
         let tokens: usize = rollout.answers.iter().map(|a| a.response_ids.len()).sum();
-        let (reward, reward_std) = moments(rollout.rewards.iter().flatten());
+        let (reward, reward_std) = moments(scores(&self.settings, &rollout).iter());
         let share = |of: fn(&crate::rollout::Answer) -> bool| {
             rollout.answers.iter().filter(|a| of(a)).count() as f64 / answers
         };

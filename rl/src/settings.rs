@@ -59,7 +59,7 @@ pub enum Baseline {
 pub struct Settings {
     /// How it learns.
     pub algorithm: Algorithm,
-    /// Where the critic starts: the reward model, or the policy.
+    /// Where the critic starts, but for its head: the reward model, or the policy.
     pub critic: Option<PathBuf>,
     /// Directory of all that the run writes.
     pub output: PathBuf,

@@ -48,6 +48,13 @@ pub fn moments<'a>(all: impl Iterator<Item = &'a f32> + Clone) -> (f64, f64) {
     (mean, var.sqrt())
 }
 
+/// Mean and standard deviation of a sample, which is over one less than there are; 0 of a single one.
+pub fn spread(sample: &[f32]) -> (f64, f64) {
+    let (mean, std) = moments(sample.iter());
+    let n = sample.len() as f64;
+    (mean, if n > 1.0 { std * (n / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
 /// Scales all trajectories' numbers together; a σ of (nearly) nothing divides by 1.
 pub fn normalize(all: &mut [Vec<f32>], how: Normalize) {
     let (mean, std) = moments(all.iter().flatten());

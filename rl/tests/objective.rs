@@ -2,7 +2,6 @@
 
 use candle_core::{Device, Tensor, Var};
 use qrm_model::Trajectory;
-use qrm_model::reward::HeadKind;
 use qrm_rl::learner::Learner;
 use qrm_rl::objective::{Outcome, clipped, kl, reinforce, value};
 use qrm_trainer::optimizer::Settings;
@@ -116,7 +115,7 @@ fn the_critic_s_loss_is_its_formula() {
 fn an_update_goes_the_right_way() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/qwen2");
     let settings = Settings { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
-    let mut policy = Learner::load(&dir, HeadKind::QVocab, 0, settings, 64).unwrap();
+    let mut policy = Learner::policy(&dir, settings, 64).unwrap();
     let answer = |ids: [u32; 5]| Trajectory { prompt_ids: [7, 8, 9].into(), response_ids: ids.into() };
     let answers = [answer([10, 11, 12, 13, 2]), answer([10, 21, 22, 23, 2]), answer([30, 31, 32, 33, 2])];
     let sum = |policy: &Learner| -> Vec<f32> {

@@ -18,7 +18,7 @@ LAST = torch.tensor(LENGTHS) - 1
 
 
 def ragged(x):
-    return [x[i, :n].tolist() for i, n in enumerate(LENGTHS)]
+    return [[round(v, 8) for v in x[i, :n].tolist()] for i, n in enumerate(LENGTHS)]
 
 
 def normalize(x, where, how):
@@ -63,14 +63,20 @@ log_pi = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 old = log_pi + 0.3 * torch.randn(N, T)
 reference = log_pi + 0.5 * torch.randn(N, T)
 
+# After all that was drawn before: a verifier's and a step model's rewards.
+AT_END = torch.zeros_like(MASK).scatter(1, LAST[:, None], True)
+right = AT_END * torch.tensor([1.0, 0, 0, 1, 1, 0])[:, None]
+steps = torch.where(torch.rand(N, T) < 0.4, torch.randn(N, T).tanh(), 0.0) * MASK
+
 pushes = []
-for algorithm in ["reinforce", "ppo", "grpo"]:
-    for reward, given in [("logit", dense), ("outcome", sparse)]:
+for algorithm in ["reinforce", "ppo", "ppo, whitened", "grpo"]:
+    for reward, given in [("logit", dense), ("outcome", sparse), ("verifier", right), ("step", steps), ("dpo", dense)]:
         for how in ["none", "std", "standard"]:
-            for kind in ["k1", "k2", "k3", "absolute"]:
+            for kind in ["k1", "k2", "k3", "absolute"] if reward in ["logit", "outcome"] else ["absolute"]:
                 gamma, lam, kl_coef, critic_weight = 0.9, 0.8, 0.05, 0.01
-                immediate = reward == "logit"
-                there = MASK if immediate else torch.zeros_like(MASK).scatter(1, LAST[:, None], True)
+                # DPO's log-ratio is a token's own reward in REINFORCE only.
+                immediate = reward == "logit" or (reward == "dpo" and algorithm == "reinforce")
+                there = {"outcome": AT_END, "verifier": AT_END, "step": steps != 0}.get(reward, MASK)
                 r = normalize(given, there, how)
                 if algorithm == "reinforce" and immediate:
                     mean = (r * MASK).sum(1) / MASK.sum(1)
@@ -84,11 +90,12 @@ for algorithm in ["reinforce", "ppo", "grpo"]:
                     groups = score.view(-1, GROUP)
                     spread = groups.std(1, unbiased=False, keepdim=True) + 1e-4
                     a = ((groups - groups.mean(1, keepdim=True)) / spread).view(-1, 1).expand(N, T) * MASK
-                elif algorithm == "ppo" and immediate:
+                elif algorithm.startswith("ppo") and immediate:
                     a, targets = r - critic_weight * values / values[MASK].std(unbiased=False), r
-                elif algorithm == "ppo":
+                elif algorithm.startswith("ppo"):
                     a, targets = gae(r, values, gamma, lam)
-                    a = (a - a[MASK].mean()) / a[MASK].std(unbiased=False)
+                    if algorithm == "ppo, whitened":
+                        a = torch.where(MASK, (a - a[MASK].mean()) / a[MASK].std(unbiased=False), 0.0)
                 else:
                     a = r if immediate else returns(r, gamma)
                 pushes.append({
@@ -122,7 +129,7 @@ losses = {
 }
 
 print(json.dumps({
-    "group": GROUP, "dense": ragged(dense), "sparse": ragged(sparse), "values": ragged(values),
+    "group": GROUP, "dense": ragged(dense), "sparse": ragged(sparse), "right": ragged(right), "steps": ragged(steps), "values": ragged(values),
     "old": ragged(old), "reference": ragged(reference), "pushes": pushes,
     "outputs": outputs.detach().flatten().tolist(), "advantages": a.tolist(),
     "critic": {"values": v.tolist(), "targets": target.tolist(), "old": before.tolist()},

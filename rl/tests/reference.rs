@@ -17,6 +17,8 @@ struct Reference {
     group: usize,
     dense: Vec<Vec<f32>>,
     sparse: Vec<Vec<f32>>,
+    right: Vec<Vec<f32>>,
+    steps: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     old: Vec<Vec<f32>>,
     reference: Vec<Vec<f32>>,
@@ -87,7 +89,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         entropy_coef: 0.0,
         gamma: 0.9,
         lambda: 0.8,
-        whiten: true,
+        whiten: case.algorithm == "ppo, whitened",
         critic_weight: 0.01,
         epochs: 1,
         minibatches: 1,
@@ -146,14 +148,19 @@ fn an_answer_that_was_cut_off_has_no_end() {
 #[test]
 fn tokens_are_pushed_as_in_pytorch() {
     let r = reference();
-    assert_eq!(r.pushes.len(), 3 * 2 * 3 * 4);
+    assert_eq!(r.pushes.len(), 4 * 3 * (2 * 4 + 3));
     for case in &r.pushes {
         let (algorithm, values) = match case.algorithm.as_str() {
             "reinforce" => (Algorithm::Reinforce, Vec::new()),
-            "ppo" => (Algorithm::Ppo, r.values.clone()),
+            "ppo" | "ppo, whitened" => (Algorithm::Ppo, r.values.clone()),
             _ => (Algorithm::Grpo, Vec::new()),
         };
-        let rewards = if case.reward == "logit" { &r.dense } else { &r.sparse };
+        let rewards = match case.reward.as_str() {
+            "outcome" => &r.sparse,
+            "verifier" => &r.right,
+            "step" => &r.steps,
+            _ => &r.dense,
+        };
         let rollout = rollout(rewards, &case.reward, true);
         let settings = settings(algorithm, case);
         let push = Push::new(&settings, &rollout, r.old.clone(), r.reference.clone(), values, r.group);

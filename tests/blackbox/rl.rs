@@ -23,6 +23,29 @@ fn client(algorithm: &str, url: &str, output: &Path, flags: &[&str]) -> Child {
         .expect("the client starts")
 }
 
+/// What people look at, in every step.
+const METRICS: [&str; 19] = [
+    "reward",
+    "reward_std",
+    "right",
+    "finished",
+    "response_length",
+    "kl",
+    "entropy",
+    "clip_fraction",
+    "policy_moved",
+    "grad_norm",
+    "sampling_tokens_per_second",
+    "scoring_tokens_per_second",
+    "learning_tokens_per_second",
+    "sampling_seconds",
+    "scoring_seconds",
+    "waiting_seconds",
+    "waiting_share",
+    "learning_seconds",
+    "step_seconds",
+];
+
 fn finish(child: Child) {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -54,6 +77,10 @@ fn every_algorithm_learns_from_the_server() {
         let steps: Vec<&Value> = rows.iter().filter(|row| row["train/reward"].is_number()).collect();
         assert_eq!(steps.len(), 3, "{rows:?}");
         assert!(steps.iter().all(|row| row["train/grad_norm"].as_f64().is_some_and(|g| g > 0.0)));
+        for (row, name) in steps.iter().flat_map(|row| METRICS.map(|name| (row, format!("train/{name}")))) {
+            assert!(row[&name].as_f64().is_some_and(f64::is_finite), "{name}: {row}");
+        }
+        assert_eq!(std::fs::read_dir(output.join("tensorboard")).expect("a directory").count(), 1);
         assert_eq!(rows.iter().filter(|row| row["eval/pass_at_1"].is_number()).count(), 3);
         // The policy is another, and loads.
         let version = |model: &str| {
@@ -265,6 +292,33 @@ fn a_killed_run_goes_on_to_the_same_weights() {
         rows.map(|row| json!([row["step"], row["train/reward"], row["train/kl"]])).collect()
     };
     assert_eq!(steps(&calm), steps(&killed));
+    // One that is done is done, and has nothing to add.
+    let before = metrics(&killed).len();
+    finish(client("ppo", &url, &killed, &flags));
+    assert_eq!(metrics(&killed).len(), before);
+    assert!(weights(&calm) == weights(&killed), "the same final weights");
+}
+
+/// At once, not after ten minutes of waiting for a server.
+#[test]
+fn what_cannot_work_is_said_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = |algorithm: &str, url: &str, flags: &[&str], why: &str| {
+        let run = Command::new(binary().with_file_name("qrm-rl"))
+            .args([algorithm, "--policy", &fixture("qwen2"), "--reward-url", url, "--output"])
+            .arg(dir.path())
+            .args(["--prompts", "2", "--max-new-tokens", "4", "--eval-questions", "1"])
+            .args(flags)
+            .output()
+            .expect("it runs");
+        let words = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(!run.status.success() && words.contains(why), "{words}");
+    };
+    refused("reinforce", "localhost:8080", &[], "http://");
+    refused("reinforce", "http://", &[], "http://");
+    refused("grpo", "http://127.0.0.1:9", &["--samples", "1"], "--samples 2");
+    // Who is waited for is named while one waits.
+    refused("reinforce", "http://127.0.0.1:9", &["--patience", "1"], "http://127.0.0.1:9: ");
 }
 
 #[test]

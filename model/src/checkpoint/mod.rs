@@ -38,6 +38,8 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 const QRM_CONFIG: &str = "qrm_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Names that a scalar head goes by.
+pub(crate) const SCALAR_HEADS: [&str; 3] = ["score", "v_head", "reward_head"];
 
 /// Why a checkpoint was refused. Messages name the tensor or field at fault.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +146,13 @@ impl Checkpoint {
     pub fn as_head(mut self, head: HeadKind) -> Self {
         self.head = head;
         self
+    }
+
+    /// The same checkpoint read as what a value function starts from: a scalar head, and none of its own.
+    pub(crate) fn as_critic(mut self) -> Self {
+        let own = SCALAR_HEADS.iter().flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")]);
+        own.for_each(|name| self.weights.skip(&name));
+        self.as_head(HeadKind::QScalar)
     }
 
     /// The type most weights are stored in: `F32`, `BF16`, `Q4_1`, ...

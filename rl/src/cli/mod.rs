@@ -69,7 +69,8 @@ impl TaskArgs {
 #[derive(Debug, Clone, Args)]
 struct ServerArgs {
     /// Running servers, `http://host:port` or `grpc://host:port` (`https`, `grpcs`); several take turns.
-    #[arg(long, env = "QRM_REWARD_URL", value_delimiter = ',', default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "QRM_REWARD_URL", value_delimiter = ',', default_value = "http://127.0.0.1:8080",
+          value_parser = address)]
     reward_url: Vec<String>,
     /// Model to ask, where a server has several.
     #[arg(long)]
@@ -102,6 +103,14 @@ impl ServerArgs {
             ca: self.reward_ca.as_ref().map(std::fs::read).transpose()?,
         };
         Ok(Rewards::new(self.reward_url.clone(), asked, Duration::from_secs(self.patience)))
+    }
+}
+
+/// A server's, with its protocol: without one, there would be nobody to wait for.
+fn address(url: &str) -> Result<String, String> {
+    match url.split_once("://") {
+        Some(("http" | "https" | "grpc" | "grpcs", host)) if !host.is_empty() => Ok(url.to_owned()),
+        _ => Err("it begins with http://, https://, grpc:// or grpcs://".to_owned()),
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) struct TrainArgs {
     /// Standardises GAE's advantages over the step.
     #[arg(long)]
     whiten: bool,
-    /// Where PPO's critic starts; default: the policy.
+    /// Where PPO's critic starts, a new head on its decoder; default: the policy.
     #[arg(long)]
     critic: Option<PathBuf>,
     /// c_V: the critic's weight beside rewards that are advantages.
@@ -143,11 +143,15 @@ pub(super) struct TrainArgs {
 
 impl TrainArgs {
     pub(super) fn run(self, algorithm: Algorithm) -> anyhow::Result<()> {
-        let (is_reinforce, is_grpo) = (algorithm == Algorithm::Reinforce, algorithm == Algorithm::Grpo);
+        let is_grpo = algorithm == Algorithm::Grpo;
         // Of the sum of an answer, it would pay for reaching states in which the reward model is unsure.
         anyhow::ensure!(
             self.baseline == Baseline::None || !(is_grpo || self.credit == Credit::Return),
             "--baseline entropy is for tokens that are credited with their own reward, not with a sum"
+        );
+        anyhow::ensure!(
+            !is_grpo || self.samples > 1,
+            "grpo compares the answers of a group: --samples 2 at least"
         );
         anyhow::ensure!(!self.best || self.eval_questions > 0, "--best needs --eval-questions");
         let policy = RewardModel::load(&self.policy)?;
@@ -159,10 +163,25 @@ impl TrainArgs {
             RewardSource::Verifier => Judge::Verifier,
             RewardSource::Server => Judge::Server(self.server.connect(self.baseline == Baseline::Entropy)?),
         };
-        let settings = Settings {
+        let settings = self.settings(algorithm, started);
+        let sampler = Sampler {
+            // Another would sample from another policy than the one whose gradient is taken.
+            temperature: 1.0,
+            samples: self.samples,
+            max_new_tokens: self.max_new_tokens,
+        };
+        let pass = Run::new(settings, self.policy, judge, source, sampler, validation)?.run()?;
+        println!("{}", serde_json::json!({ "pass_at_1": pass }));
+        Ok(())
+    }
+
+    /// `started` is the policy's version.
+    fn settings(&self, algorithm: Algorithm, started: String) -> Settings {
+        let is_reinforce = algorithm == Algorithm::Reinforce;
+        Settings {
             algorithm,
-            critic: self.critic,
-            output: self.output,
+            critic: self.critic.clone(),
+            output: self.output.clone(),
             steps: self.steps,
             prompts: self.prompts,
             seed: self.seed,
@@ -199,16 +218,7 @@ impl TrainArgs {
             keep_best: self.best,
             save_every: self.save_every,
             resume: self.resume,
-        };
-        let sampler = Sampler {
-            // Another would sample from another policy than the one whose gradient is taken.
-            temperature: 1.0,
-            samples: self.samples,
-            max_new_tokens: self.max_new_tokens,
-        };
-        let pass = Run::new(settings, self.policy, judge, source, sampler, validation)?.run()?;
-        println!("{}", serde_json::json!({ "pass_at_1": pass }));
-        Ok(())
+        }
     }
 
     /// The same questions for every run, whatever its seed.
@@ -224,5 +234,35 @@ impl TrainArgs {
         let task = TaskArgs { data: self.eval_data.clone(), ..self.task.clone() };
         let mut source = task.source(Split::Validation, policy, 0)?;
         source.take(self.eval_questions.min(source.count().unwrap_or(usize::MAX)), policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: TrainArgs,
+    }
+
+    /// What nobody named is what the paper and its released code have.
+    #[test]
+    fn defaults_are_the_papers() {
+        let args = Alone::parse_from(["qrm-rl", "--policy", "p", "--output", "o"]).args;
+        let of = |algorithm| args.settings(algorithm, String::new());
+        for algorithm in [Algorithm::Reinforce, Algorithm::Ppo, Algorithm::Grpo] {
+            let s = of(algorithm);
+            assert_eq!((s.normalize, s.credit, s.kl), (Normalize::Std, Credit::Auto, Kl::Absolute));
+            assert_eq!((s.clip, s.critic_weight, s.lambda), (0.2, 0.01, 0.8));
+            assert_eq!((s.value_clip, s.entropy_coef, s.whiten, s.epochs), (0.0, 0.0, false, 1));
+        }
+        assert_eq!(args.baseline, Baseline::None);
+        let [reinforce, ppo] = [of(Algorithm::Reinforce), of(Algorithm::Ppo)];
+        assert_eq!((reinforce.kl_coef, reinforce.gamma, reinforce.end_by_mean), (0.0, 1.0, true));
+        assert_eq!((ppo.kl_coef, ppo.gamma, ppo.end_by_mean), (0.01, 0.9, false));
     }
 }

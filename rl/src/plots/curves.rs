@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use super::{color, failed};
-use crate::signal::moments;
+use crate::signal::spread;
 
 /// One line: `(x, what each seed had there)`.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,7 @@ pub fn draw(to: &Path, axes: Axes<'_>, lines: &[Line]) -> anyhow::Result<()> {
     let at = |x: f64| if axes.log_x { x.max(1.0).log2() } else { x };
     let of = |line: &Line| -> Vec<(f64, f64, f64)> {
         let point = |(x, seeds): &(f64, Vec<f32>)| {
-            let (mean, std) = moments(seeds.iter());
+            let (mean, std) = spread(seeds);
             (at(*x), mean, std)
         };
         line.points.iter().map(point).collect()

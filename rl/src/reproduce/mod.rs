@@ -57,9 +57,10 @@ impl ReproduceArgs {
         let server = Server::start(&checkpoints, &shop.path("logs/server"))?;
         let [paper, controls] = arms(&judges);
         let all = [&paper[..], &controls[..]].concat();
-        let untrained = size.difficulties.iter().map(|at| {
-            let to = format!("{}/sft.json", difficulty(*at));
-            vec![plan::test(&shop, &size, *at, "policy/model", &to)]
+        let untrained = size.difficulties.iter().flat_map(|at| {
+            [("policy/model", "sft"), ("backbone/model", "backbone")].map(|(model, name)| {
+                vec![plan::test(&shop, &size, *at, model, &format!("{}/{name}.json", difficulty(*at)))]
+            })
         });
         shop.side_by_side(untrained)?;
         shop.side_by_side(before(&shop, &size, &server, &models).into_iter().map(|stage| vec![stage]))?;

@@ -18,6 +18,8 @@ pub(super) struct Part {
     pub(super) stories: String,
     /// The policy before, on the test problems.
     pub(super) before: Value,
+    /// What the reward models were made from, as a policy.
+    pub(super) backbone: Value,
     /// As [`super::judges::arms`].
     pub(super) arms: Vec<Trained>,
 }
@@ -54,8 +56,10 @@ impl Results {
                 }
                 Ok(trained)
             };
+            let untrained = |name: &str| json(&shop.path(&format!("{difficulty}/{name}.json")));
             Ok(Part {
-                before: json(&shop.path(&format!("{difficulty}/sft.json")))?.unwrap_or_default(),
+                before: untrained("sft")?.unwrap_or_default(),
+                backbone: untrained("backbone")?.unwrap_or_default(),
                 arms: arms.iter().map(trained).collect::<anyhow::Result<_>>()?,
                 difficulty,
                 stories: stories(*at),

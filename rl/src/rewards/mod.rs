@@ -1,16 +1,20 @@
-//! Rewards from running servers, one request of many trajectories: `POST /v1/rewards` of `http://`, `qrm.v1` of `grpc://`.
+//! Rewards from running servers, requests of many trajectories: `POST /v1/rewards` of `http://`, `qrm.v1` of `grpc://`.
 //! Several servers take turns; what a later try can mend is tried again, so that a run survives the restart of a server.
 
 mod grpc;
 mod http;
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rollout::Answer;
 
 /// Between tries: the first wait, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// Answers of a request: a server's own limit is some thousands.
+const MOST: usize = 2048;
 /// Of one try.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -34,6 +38,14 @@ pub enum RewardError {
         seconds: u64,
         /// What was last heard.
         message: String,
+    },
+    /// Servers that judge by different rewards.
+    #[error("one server's reward is `{one}`, another's `{other}`: name one with --reward")]
+    Apart {
+        /// Of one.
+        one: String,
+        /// Of another.
+        other: String,
     },
 }
 
@@ -99,34 +111,57 @@ impl Rewards {
         Self { urls, http: http::Client::new(&asked), asked, patience, turn: AtomicUsize::new(0) }
     }
 
-    /// One reward for each token of each answer.
+    /// One reward for each token of each answer. Many answers are several requests, which go out side by side.
     pub fn score(&self, answers: &[Answer]) -> Result<Scored, RewardError> {
-        let (start, mut wait) = (Instant::now(), WAITS.0);
+        let size = answers.len().div_ceil(self.urls.len()).clamp(1, MOST);
+        let parts: Vec<Result<Scored, RewardError>> = std::thread::scope(|scope| {
+            let parts = answers.chunks(size).map(|part| scope.spawn(|| self.request(part)));
+            let parts: Vec<_> = parts.collect();
+            let of = |part: ScopedJoinHandle<'_, _>| part.join().unwrap_or_else(|e| resume_unwind(e));
+            parts.into_iter().map(of).collect()
+        });
+        let mut all = Scored { rewards: Vec::with_capacity(answers.len()), reward: String::new() };
+        for part in parts {
+            let Scored { rewards, reward } = part?;
+            if !all.rewards.is_empty() && all.reward != reward {
+                return Err(RewardError::Apart { one: all.reward, other: reward });
+            }
+            all.reward = reward;
+            all.rewards.extend(rewards);
+        }
+        Ok(all)
+    }
+
+    fn request(&self, answers: &[Answer]) -> Result<Scored, RewardError> {
+        let (start, mut wait, mut heard) = (Instant::now(), WAITS.0, None);
         loop {
             let url = &self.urls[self.turn.fetch_add(1, Ordering::Relaxed) % self.urls.len()];
             let attempt = match url.starts_with("grpc") {
                 true => grpc::attempt(url, &self.asked, answers),
                 false => self.http.attempt(url, &self.asked, answers),
             };
+            let refused = |message| Err(RewardError::Refused { url: url.clone(), message });
             match attempt {
                 Try::Done(scored) if self.asked.with_entropy && scored.reward != "advantage" => {
-                    let message = format!(
-                        "its reward is `{}`, and the entropy is a baseline of `advantage`",
-                        scored.reward
-                    );
-                    return Err(RewardError::Refused { url: url.clone(), message });
+                    let reward = scored.reward;
+                    return refused(format!(
+                        "its reward is `{reward}`, and the entropy is a baseline of `advantage`"
+                    ));
                 }
                 Try::Done(scored) if fits(&scored, answers) => return Ok(scored),
-                Try::Done(_) => {
-                    let message = "not one reward for each token".into();
-                    return Err(RewardError::Refused { url: url.clone(), message });
+                Try::Done(_) => return refused("not one reward for each token".into()),
+                Try::Never(message) => return refused(message),
+                Try::Later(message, least) => {
+                    let Some(left) = self.patience.checked_sub(start.elapsed()) else {
+                        let seconds = start.elapsed().as_secs();
+                        return Err(RewardError::Silent { url: url.clone(), seconds, message });
+                    };
+                    // Whoever waits wants to know for what, once.
+                    if heard.replace(message.clone()).is_none_or(|before| before != message) {
+                        eprintln!("{url}: {message}; trying again for {} s", left.as_secs());
+                    }
+                    std::thread::sleep(wait.max(least).min(left));
                 }
-                Try::Never(message) => return Err(RewardError::Refused { url: url.clone(), message }),
-                Try::Later(message, _) if start.elapsed() > self.patience => {
-                    let seconds = start.elapsed().as_secs();
-                    return Err(RewardError::Silent { url: url.clone(), seconds, message });
-                }
-                Try::Later(_, least) => std::thread::sleep(wait.max(least)),
             }
             wait = (wait * 2).min(WAITS.1);
         }

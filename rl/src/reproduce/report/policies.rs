@@ -9,15 +9,15 @@ use super::super::size::Size;
 use super::super::stage::Workshop;
 use crate::plots::curves;
 use crate::plots::curves::{Axes, Line};
-use crate::signal::moments;
+use crate::signal::{moments, spread};
 
-/// `62.1 ± 1.3`, in points: of a sample of seeds, so σ is over one less than there are.
+/// `62.1 ± 1.3`, in points.
 fn points(seeds: &[f32]) -> String {
-    let (mean, std) = moments(seeds.iter());
+    let (mean, std) = spread(seeds);
     match seeds.len() {
         0 => "–".into(),
         1 => format!("{:.1}", 100.0 * mean),
-        n => format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std * (n as f64 / (n - 1) as f64).sqrt()),
+        _ => format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std),
     }
 }
 
@@ -37,11 +37,12 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
         size.samples()
     )?;
     writeln!(text, "|---|---|---|---|---|---|---|---|---|---|---|")?;
-    let figure =
-        |name: &str| part.before[name].as_f64().map_or("–".into(), |x| format!("{:.1}", 100.0 * x));
     let most = format!("pass_at_{}", size.samples());
-    let before = [figure("pass_at_1"), figure("greedy_pass_at_1"), figure(&most)];
-    writeln!(text, "| SFT | | {} | {} | {} | | | | | | |", before[0], before[1], before[2])?;
+    for (name, test) in [("SFT", &part.before), ("backbone of the reward models", &part.backbone)] {
+        let figure = |name: &str| test[name].as_f64().map_or("–".into(), |x| format!("{:.1}", 100.0 * x));
+        let [one, greedy, many] = ["pass_at_1", "greedy_pass_at_1", &most].map(figure);
+        writeln!(text, "| {name} | | {one} | {greedy} | {many} | | | | | | |")?;
+    }
     for trained in part.arms.iter().filter(|t| !t.tests.is_empty()) {
         let outcome = part.outcome(trained.arm.algorithm).filter(|orm| !orm.tests.is_empty());
         let mean = |t: &Trained| moments(t.test("pass_at_1").iter()).0;
