@@ -168,7 +168,7 @@ impl Stats {
     }
 }
 
-/// How rewards are scaled over all response tokens of one request (DESIGN: "Use in RL").
+/// How rewards are scaled over all response tokens of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalize {

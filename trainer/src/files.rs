@@ -1,18 +1,8 @@
 //! Files that are there whole or not at all: written beside their place, synced, then renamed into it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-
-/// Writes a whole file atomically.
-pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = beside(path);
-    let mut file = File::create(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    sync_directory(path)
-}
 
 /// Fills a new directory with `fill` and puts it at `path`, in place of what may be there. Where `fill` fails, or the
 /// process dies, `path` is as it was.

@@ -68,7 +68,7 @@ pub struct Run {
     pub optimizer: Settings,
     /// Compute activations again on the way back.
     pub checkpointing: bool,
-    /// Steps between evaluations; 0 = at the end only.
+    /// Steps between evaluations; 0 = at start and end.
     pub eval_every: usize,
     /// Steps between saved states; 0 = none.
     pub save_every: usize,

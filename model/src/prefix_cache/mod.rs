@@ -8,7 +8,7 @@
 #[cfg(feature = "cuda")]
 mod pools;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
@@ -144,7 +144,7 @@ impl PrefixCache {
         if self.capacity == 0 {
             return found;
         }
-        let (mut kept, mut fresh): (HashMap<Key, usize>, HashMap<Key, ()>) = Default::default();
+        let (mut kept, mut fresh): (HashMap<Key, usize>, HashSet<Key>) = Default::default();
         let mut state = self.state();
         #[cfg(feature = "cuda")]
         found.pools.clone_from(&self.pools);
@@ -164,7 +164,7 @@ impl PrefixCache {
                         end = Some((slot, index + 1));
                     }
                     _ => {
-                        if fresh.insert(*key, ()).is_none() {
+                        if fresh.insert(*key) {
                             let (rows, block) = (Vec::new(), Block::Host(Vec::new()));
                             found.fresh.push(Fresh { key: *key, trajectory, index, rows, block });
                         }
