@@ -1,6 +1,7 @@
 //! gRPC's messages in and out, as prost has them; of one that comes in, first how many trajectories it holds. An entry of two
 //! bytes takes a hundred once it is decoded, and a compressed message is a thousand times as long as it was.
 
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +10,8 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+use crate::v1::TokenizeRequest;
 
 static MOST: AtomicUsize = AtomicUsize::new(usize::MAX);
 
@@ -46,16 +49,21 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> Codec f
 #[derive(Debug, Clone)]
 pub struct BoundedDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default> Decoder for BoundedDecoder<U> {
+impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let most = MOST.load(Ordering::Relaxed);
         if most < usize::MAX {
-            check(prost::bytes::Buf::chunk(buf), most)?;
+            let message = prost::bytes::Buf::chunk(buf);
+            match TypeId::of::<U>() == TypeId::of::<TokenizeRequest>() {
+                true => check_turns(message, most)?,
+                false => check(message, most)?,
+            }
         }
-        self.0.decode(buf)
+        // Bytes that are no message are the sender's mistake.
+        self.0.decode(buf).map_err(|status| Status::invalid_argument(status.message()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -64,36 +72,45 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 }
 
 /// `ScoreRequest` and `ScoreStreamRequest` have inputs in field 2, an input its messages in field 4 and its responses in
-/// field 5; `TokenizeRequest` has messages in field 3. What others have there is few.
+/// field 5. What others have there is few.
 fn check(message: &[u8], most: usize) -> Result<(), Status> {
     let (mut trajectories, mut turns) = (0, 0);
-    for (tag, field) in fields(message) {
-        match tag {
-            2 => {
-                let mut responses = 0;
-                for (tag, field) in fields(field) {
-                    match tag {
-                        4 => turns += fields(field).count(),
-                        5 => responses += 1,
-                        _ => {}
-                    }
-                }
-                trajectories += responses.max(1);
+    for input in fields(message).filter_map(|(tag, field)| (tag == 2).then_some(field)) {
+        let mut responses = 0;
+        for (tag, field) in fields(input) {
+            match tag {
+                4 => turns += fields(field).count(),
+                5 => responses += 1,
+                _ => {}
             }
-            3 => turns += fields(field).count(),
-            _ => {}
         }
+        trajectories += responses.max(1);
     }
-    // A turn that says anything has eight bytes or more.
-    let too_many = match (trajectories > most, turns > most && turns > message.len() / 8) {
-        (true, _) => format!("{trajectories} trajectories, at most {most} are taken"),
-        (_, true) => format!("{turns} messages with nothing in them"),
-        _ => return Ok(()),
-    };
-    let mut status = Status::new(Code::InvalidArgument, too_many);
+    if trajectories > most {
+        return Err(too_many(format!("{trajectories} trajectories, at most {most} are taken")));
+    }
+    enough(turns, message, most)
+}
+
+/// `TokenizeRequest` has messages in field 3, and a text in field 2.
+fn check_turns(message: &[u8], most: usize) -> Result<(), Status> {
+    let lists = fields(message).filter_map(|(tag, field)| (tag == 3).then_some(field));
+    enough(lists.map(|list| fields(list).count()).sum(), message, most)
+}
+
+/// A turn that says anything has eight bytes or more.
+fn enough(turns: usize, message: &[u8], most: usize) -> Result<(), Status> {
+    match turns > most && turns > message.len() / 8 {
+        true => Err(too_many(format!("{turns} messages with nothing in them"))),
+        false => Ok(()),
+    }
+}
+
+fn too_many(message: String) -> Status {
+    let mut status = Status::new(Code::InvalidArgument, message);
     status.metadata_mut().insert("qrm-code", MetadataValue::from_static("request_too_large"));
     status.metadata_mut().insert("qrm-param", MetadataValue::from_static("inputs"));
-    Err(status)
+    status
 }
 
 /// The fields of a message that have a length, up to what is no message: prost says what is wrong with it.
@@ -139,6 +156,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::v1::input::Context;
+    use crate::v1::tokenize_request::Content;
     use crate::v1::{Input, Message as Turn, Messages, Options, Response, ScoreRequest, ScoreStreamRequest};
 
     fn input(responses: usize, turns: usize) -> Input {
@@ -167,7 +185,13 @@ mod tests {
         // Empty entries.
         assert!(check(&[0x12, 0].repeat(6), 5).is_err());
         assert!(check(&[&[0x7b, 0x7c][..], &[0x12, 0].repeat(6)].concat(), 5).is_err());
-        assert!(check(&[&[0x1a, 20][..], &[0x0a, 0].repeat(10)].concat(), 9).is_err());
+        assert!(check_turns(&[&[0x1a, 20][..], &[0x0a, 0].repeat(10)].concat(), 9).is_err());
+        // A text, which would be responses if it were an input.
+        let text = TokenizeRequest {
+            content: Some(Content::Prompt("*".repeat(4 * 44))),
+            ..TokenizeRequest::default()
+        };
+        assert!(check(&text.encode_to_vec(), 3).is_err() && check_turns(&text.encode_to_vec(), 0).is_ok());
         let turns = [&[0x12, 22, 0x22, 20][..], &[0x0a, 0].repeat(10)].concat();
         assert!(check(&turns, 9).is_err() && check(&turns, 10).is_ok());
     }

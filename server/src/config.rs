@@ -60,7 +60,7 @@ pub(crate) struct PlanArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HealthArgs {
     /// Where the server listens.
-    #[arg(long, default_value = "127.0.0.1")]
+    #[arg(long, env = "QRM_HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
     /// Its HTTP port, without TLS.
     #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
@@ -179,7 +179,7 @@ pub(crate) struct ServeArgs {
     /// Bytes of a request's body.
     #[arg(long, env = "QRM_MAX_BODY_BYTES", default_value_t = 256 << 20)]
     pub(crate) max_body_bytes: usize,
-    /// Bytes of the bodies of all requests that are not yet answered.
+    /// Bytes of the bodies of all requests until they are answered, and of answers until they are taken.
     #[arg(long, env = "QRM_MAX_REQUEST_BYTES", default_value_t = 1 << 30)]
     pub(crate) max_request_bytes: usize,
     /// Tokens that may wait. The default holds a rollout of 4 096 trajectories of 2 048 tokens twice.

@@ -60,9 +60,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, terms: Terms, s
     let graceful = GracefulShutdown::new();
     let mut stopped = std::pin::pin!(is_true(stop.clone()));
     loop {
+        // A place is asked for by whoever has come: else a port to which nobody comes would keep one.
         let next = async {
-            let place = terms.places.clone().acquire_owned().await;
-            (listener.accept().await, place)
+            let accepted = listener.accept().await;
+            (accepted, terms.places.clone().acquire_owned().await)
         };
         let (accepted, place) = tokio::select! {
             next = next => next,

@@ -24,10 +24,10 @@ pub(crate) enum Name {
     Cuda(usize),
 }
 
-/// What is computed in.
+/// What weights are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
-    /// f32 on the CPU, bf16 on GPUs.
+    /// f32 on the CPU (bf16 where that holds every weight as it is), bf16 on GPUs.
     Auto,
     F32,
     /// Half the memory. The CPU holds weights in it and computes in f32.

@@ -215,3 +215,18 @@ fn bodies_are_refused_before_they_fill_the_memory() {
     }
     server.assert_quiet();
 }
+
+/// A port to which nobody comes keeps no place from the other.
+#[test]
+fn one_connection_is_enough_for_either_port() {
+    let server = Server::start(&fixture("qwen2"), &["--max-connections", "1", "--idle-timeout", "1"]);
+    for _ in 0..3 {
+        for address in [server.address(), server.grpc()] {
+            let mut stream = TcpStream::connect(address).expect("connects");
+            stream.set_read_timeout(Some(20 * SECOND)).expect("set");
+            write!(stream, "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
+            assert!(to_end(stream).0.starts_with("HTTP/1.1 "), "{address}");
+        }
+    }
+    server.assert_quiet();
+}

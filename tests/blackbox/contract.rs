@@ -163,6 +163,30 @@ fn truncation_drops_the_prompt_from_the_left() {
         answer["usage"]["prompt_tokens"].as_u64().expect("a number"),
         512 - answer["data"][0]["length"].as_u64().expect("a number")
     );
+    // Within bounds; and nowhere else is a text read that is longer than any that is scored.
+    let endless = "four words make five. ".repeat(50_000);
+    let request = json!({"inputs": [{"prompt": endless, "response": "no"}], "truncate_prompt": true});
+    assert_eq!(client.rewards(&request).refused(422).0, "context_length_exceeded");
+    assert_eq!(
+        client.post("/tokenize", &json!({"prompt": endless})).refused(422).0,
+        "context_length_exceeded"
+    );
+    let many = client.post("/detokenize", &json!({"tokens": vec![1; 5000]}));
+    assert_eq!(many.refused(422), ("context_length_exceeded".into(), Some("tokens".into())));
+}
+
+/// Of one long prompt many shorter ones are made: they count before there are more of them than a queue takes.
+#[test]
+fn truncated_prompts_count_before_they_are_all_made() {
+    let server = Server::start(&fixture("qwen2"), &["--max-queue-tokens", "100000"]);
+    let client = server.client();
+    let request = |responses: usize| {
+        let responses: Vec<_> = (0..responses).map(|n| vec![1; 1 + n % 400]).collect();
+        json!({"inputs": [{"prompt": vec![1; 600], "responses": responses}], "truncate_prompt": true})
+    };
+    let (code, param) = client.rewards(&request(400)).refused(413);
+    assert_eq!((code.as_str(), param.as_deref()), ("request_too_large", Some("inputs")));
+    assert_eq!(client.rewards(&request(190)).ok()["data"].as_array().map(Vec::len), Some(190));
 }
 
 #[test]

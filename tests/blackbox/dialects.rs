@@ -73,6 +73,12 @@ fn slime() {
     let expected = native(&client, json!({"messages": messages, "response": RESPONSE}));
     assert_eq!(chat["token_rewards"], expected["rewards"]);
     client.post("/rm", &json!({"prompt": PROMPT})).refused(422);
+    for wrong in [json!(7), json!([0, 0, 0]), json!({"role": "user"})] {
+        client.post("/rm", &json!({"prompt": wrong, "response": RESPONSE})).refused(422);
+    }
+    // It is named as it is here.
+    let (code, param) = client.post("/rm", &json!({"prompt": PROMPT, "response": ""})).refused(422);
+    assert_eq!((code.as_str(), param.as_deref()), ("response_empty", Some("response")));
     server.assert_quiet();
 }
 

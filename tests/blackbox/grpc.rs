@@ -264,28 +264,40 @@ async fn refusals() {
     server.assert_quiet();
 }
 
+/// A call whose message is these bytes, flagged as compressed or not: its status, and what the server calls that.
+async fn by_hand(
+    server: &Server,
+    method: &str,
+    header: (&str, &str),
+    flag: u8,
+    message: &[u8],
+) -> (Code, Option<String>) {
+    let frame = [&[flag][..], &(message.len() as u32).to_be_bytes(), message].concat();
+    let stream = tokio::net::TcpStream::connect(server.grpc()).await.expect("connects");
+    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}/qrm.v1.RewardService/{method}", server.grpc()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header(header.0, header.1);
+    let mut client = client.ready().await.expect("ready");
+    let (answer, mut body) = client.send_request(request.body(()).expect("a request"), false).expect("sent");
+    body.send_data(frame.into(), true).expect("sent");
+    let answer = answer.await.expect("an answer");
+    let text = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let status = text("grpc-status").and_then(|status| status.parse::<i32>().ok()).expect("a refusal");
+    (Code::from_i32(status), text("qrm-code"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_is_the_servers_too() {
     let server = Server::start(&fixture("qwen2"), &["--threads", "1"]);
     let mut rng = Rng::new(4);
     let inputs = (0..1500).map(|_| input(&rng.input(300, 200))).collect();
     let message = ScoreRequest { options: None, inputs }.encode_to_vec();
-    let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
-    // By hand: every gRPC client watches the clock itself.
-    let stream = tokio::net::TcpStream::connect(server.grpc()).await.expect("connects");
-    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    let request = http::Request::post(format!("http://{}/qrm.v1.RewardService/Score", server.grpc()))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("grpc-timeout", "400m");
-    let mut client = client.ready().await.expect("ready");
     let start = Instant::now();
-    let (answer, mut body) = client.send_request(request.body(()).expect("a request"), false).expect("sent");
-    body.send_data(frame.into(), true).expect("sent");
-    let answer = answer.await.expect("an answer");
-    let status = answer.headers().get("grpc-status").and_then(|v| v.to_str().ok()?.parse::<i32>().ok());
-    assert_eq!(status, Some(Code::DeadlineExceeded as i32), "{answer:?}");
+    let (status, _) = by_hand(&server, "Score", ("grpc-timeout", "400m"), 0, &message).await;
+    assert_eq!(status, Code::DeadlineExceeded);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(server.client().metric("qrm_queue_tokens"), 0.0);
 }
@@ -382,6 +394,55 @@ async fn a_stream_is_cancelled_half_way() {
     }
     let computed = http.metric("qrm_computed_tokens_total");
     assert!(computed < 1000.0 * 500.0 / 2.0, "{computed} tokens were computed for nobody");
+    server.assert_quiet();
+}
+
+/// Nobody else's time is wasted by another try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_senders_mistake_is_not_the_servers() {
+    let server = Server::start(&fixture("qwen2"), &["--max-body-bytes", "100000"]);
+    let none = ("x-none", "");
+    for method in ["Score", "Tokenize"] {
+        let (status, _) = by_hand(&server, method, none, 0, &[0x12, 9, 1]).await;
+        assert_eq!(status, Code::InvalidArgument, "{method}: bytes that are no message");
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&[0; 200_000]).expect("packed");
+        let packed = packed.finish().expect("packed");
+        let (status, code) = by_hand(&server, method, ("grpc-encoding", "gzip"), 1, &packed).await;
+        assert_eq!((status, code.as_deref()), (Code::InvalidArgument, Some("body_too_large")), "{method}");
+    }
+    let long = Input { id: "x".repeat(200_000), ..Input::default() };
+    let message = ScoreStreamRequest { options: None, input: Some(long) };
+    let answers = connect(&server).await.score_stream(iter([message])).await.expect("a stream");
+    let refused = read(answers.into_inner()).await.3.expect_err("too long");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert_eq!(server.client().metric("qrm_request_bytes"), 0.0);
+    server.assert_quiet();
+}
+
+/// What waits for its turn in a stream whose answers are not taken does not keep the turn from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_of_a_stream_that_is_not_read_hold_up_nobody() {
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc())).expect("an address");
+    let channel = endpoint.initial_stream_window_size(64).connect().await.expect("connects");
+    let messages = (0..500).map(|i| {
+        let input = Input {
+            context: Some(Context::Prompt(format!("{i} and two? ").repeat(8))),
+            responses: vec![text(" Two.")],
+            ..Input::default()
+        };
+        ScoreStreamRequest { options: None, input: Some(input) }
+    });
+    let endless = iter(messages).chain(futures_util::stream::pending());
+    let _unread = RewardServiceClient::new(channel).score_stream(endless).await.expect("a stream");
+    let http = server.client();
+    http.until("qrm_tokenize_seconds_count", |read| read > 0.0);
+    for _ in 0..20 {
+        let request = json!({"inputs": [{"prompt": "Two?", "response": " 2"}], "timeout_ms": 20_000});
+        http.rewards(&request).ok();
+    }
+    http.until("qrm_tokenize_seconds_count", |read| read >= 520.0);
     server.assert_quiet();
 }
 

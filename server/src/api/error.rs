@@ -58,6 +58,15 @@ impl ApiError {
         }
     }
 
+    /// The same of a front with one input, whose fields are the request's own.
+    pub(crate) fn of_the_input(self) -> Self {
+        let field = |param: &String| param.strip_prefix("inputs[0].").map(str::to_owned);
+        match self.param.as_ref().and_then(field) {
+            Some(field) => Self { param: Some(field), ..self },
+            None => self,
+        }
+    }
+
     /// Seconds.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         self.retry_after

@@ -11,7 +11,7 @@ use qrm_proto::{RewardsRequest, v1};
 use super::dialects::{openrlhf, slime, trl, vllm};
 use super::grpc::wire;
 use super::json::parse;
-use crate::request::prepare;
+use crate::request::{Bounds, prepare};
 
 #[path = "../../../tests/support/mutate.rs"]
 #[allow(unreachable_pub, missing_docs, reason = "another crate's file")]
@@ -29,6 +29,8 @@ fn texts(all: &[&str]) -> Vec<Vec<u8>> {
     all.iter().map(|text| text.as_bytes().to_vec()).collect()
 }
 
+const BOUNDS: Bounds = Bounds { trajectories: 64, tokens: 1 << 12 };
+
 const NATIVE: [&str; 5] = [
     r#"{"inputs":[{"id":"a","prompt":"Two?","response":"naïve 日本 🙂\n","spans":[[0,7],[7,9],[9,19]]}],"span_reduce":"mean"}"#,
     r#"{"inputs":[{"prompt":[1,2,3],"responses":[[4,5],[6]]}],"include":["token_ids","tokens","entropy"],"scale":-0.5}"#,
@@ -42,7 +44,7 @@ fn native_requests() {
     let models = [model("qwen2"), model("qwen2-token-classification")];
     mutate::fuzz(USUAL, &texts(&NATIVE), |thread, bytes| {
         if let Ok(request) = parse::<RewardsRequest>(bytes, 64) {
-            let _ = prepare(request, &models[thread % 2], 64);
+            let _ = prepare(request, &models[thread % 2], BOUNDS);
         }
     });
 }
@@ -67,7 +69,7 @@ fn dialects() {
         let native = native.map(|inputs| RewardsRequest { inputs, ..RewardsRequest::default() });
         let pooled = parse(bytes, 64).ok().and_then(|texts| vllm::native(texts, &model).ok());
         for request in native.chain(pooled) {
-            let _ = prepare(request, &model, 64);
+            let _ = prepare(request, &model, BOUNDS);
         }
     });
 }
@@ -81,7 +83,7 @@ fn protobuf_messages() {
         if let Ok(request) = v1::ScoreRequest::decode(bytes) {
             let native =
                 wire::request(request.options.unwrap_or_default(), request.inputs, None, Instant::now());
-            let _ = native.and_then(|native| prepare(native, &model, 64).map(drop));
+            let _ = native.and_then(|native| prepare(native, &model, BOUNDS).map(drop));
         }
         let _ = v1::ScoreStreamRequest::decode(bytes);
         let _ = v1::TokenizeRequest::decode(bytes);

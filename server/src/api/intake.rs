@@ -44,8 +44,11 @@ pub(crate) struct Intake {
     gauge: IntGauge,
 }
 
-/// A request's share.
-pub(crate) struct Held {
+/// A request's share, for whatever holds some of it: given back with the last.
+#[derive(Clone)]
+pub(crate) struct Held(Arc<Share>);
+
+struct Share {
     intake: Arc<Intake>,
     bytes: usize,
 }
@@ -64,18 +67,20 @@ impl Intake {
     /// Reads a body to its end.
     pub(crate) async fn read(self: &Arc<Self>, mut body: Body) -> Result<(Vec<u8>, Held), Unread> {
         let start = Instant::now();
-        let mut held = Held { intake: self.clone(), bytes: 0 };
+        let mut share = Share { intake: self.clone(), bytes: 0 };
         let mut bytes = Vec::new();
         loop {
             let allowed = self.patience + Duration::from_secs_f64(bytes.len() as f64 / SLOWEST);
             let left = allowed.saturating_sub(start.elapsed());
             let frame = tokio::time::timeout(left, body.frame()).await;
-            let Some(frame) = frame.map_err(|_| Unread::Slow)? else { return Ok((bytes, held)) };
+            let Some(frame) = frame.map_err(|_| Unread::Slow)? else {
+                return Ok((bytes, Held(Arc::new(share))));
+            };
             let Ok(data) = frame.map_err(|_| Unread::Broken)?.into_data() else { continue };
             if bytes.len() + data.len() > self.most_each {
                 return Err(Unread::TooLarge);
             }
-            held.grow(data.len())?;
+            share.grow(data.len())?;
             bytes.extend_from_slice(&data);
         }
     }
@@ -84,27 +89,27 @@ impl Intake {
 impl Intake {
     /// A share for what did not come through [`Intake::read`].
     pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Result<Held, Unread> {
-        let mut held = Held { intake: self.clone(), bytes: 0 };
-        held.grow(bytes)?;
-        Ok(held)
+        let mut share = Share { intake: self.clone(), bytes: 0 };
+        share.grow(bytes)?;
+        Ok(Held(Arc::new(share)))
     }
 
     /// A body that is read as it comes: it breaks off where all requests together hold too much.
     pub(crate) fn meter(self: &Arc<Self>, body: Body) -> (Body, Meter) {
-        let meter = Meter(Arc::new(Mutex::new(Held { intake: self.clone(), bytes: 0 })));
+        let meter = Meter(Arc::new(Mutex::new(Share { intake: self.clone(), bytes: 0 })));
         (Body::new(Metered { body, meter: meter.clone() }), meter)
     }
 }
 
 /// What of a body has come and is not yet made into anything.
 #[derive(Clone)]
-pub(crate) struct Meter(Arc<Mutex<Held>>);
+pub(crate) struct Meter(Arc<Mutex<Share>>);
 
 impl Meter {
     /// All that has come was taken.
     pub(crate) fn taken(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = Held { intake: held.intake.clone(), bytes: 0 };
+        let mut share = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *share = Share { intake: share.intake.clone(), bytes: 0 };
     }
 }
 
@@ -123,8 +128,8 @@ impl HttpBody for Metered {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)?);
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            let mut held = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if held.grow(data.len()).is_err() {
+            let mut share = self.meter.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if share.grow(data.len()).is_err() {
                 // What reads it is gRPC, which looks for a status among an error's causes.
                 let full = Status::resource_exhausted("too much is being read and sent");
                 return Poll::Ready(Some(Err(axum::Error::new(full))));
@@ -135,14 +140,12 @@ impl HttpBody for Metered {
 }
 
 impl Held {
-    /// The same share for an answer of so many bytes, be there room or not: who comes next has to wait for it.
-    pub(crate) fn becomes(mut self, bytes: usize) -> UntilTaken {
-        self.intake.held.fetch_add(bytes, Ordering::AcqRel);
-        self.intake.gauge.add(bytes as i64);
-        self.intake.held.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.intake.gauge.sub(self.bytes as i64);
-        self.bytes = bytes;
-        UntilTaken::new(self)
+    /// A share for an answer of so many bytes instead, be there room or not: who comes next has to wait for it.
+    pub(crate) fn becomes(self, bytes: usize) -> UntilTaken {
+        let intake = self.0.intake.clone();
+        intake.held.fetch_add(bytes, Ordering::AcqRel);
+        intake.gauge.add(bytes as i64);
+        UntilTaken::new(Share { intake, bytes })
     }
 
     /// [`Held::becomes`] of an answer that is whole.
@@ -151,7 +154,9 @@ impl Held {
         response.extensions_mut().insert(self.becomes(usize::try_from(bytes).unwrap_or(usize::MAX)));
         response
     }
+}
 
+impl Share {
     fn grow(&mut self, by: usize) -> Result<(), Unread> {
         let fits = |held: usize| held.checked_add(by).filter(|held| *held <= self.intake.most);
         self.intake.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).map_err(|_| Unread::Full)?;
@@ -161,7 +166,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Share {
     fn drop(&mut self) {
         self.intake.held.fetch_sub(self.bytes, Ordering::AcqRel);
         self.intake.gauge.sub(self.bytes as i64);

@@ -39,9 +39,13 @@ impl<T: Body> FromRequest<Arc<App>> for JsonBody<T> {
             Unread::Slow => ApiError::too_slow(),
             Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
         })?;
-        let max_inputs = app.max_inputs;
-        let value = off_thread::run(body.len(), move || parse(&body, max_inputs)).await??;
-        Ok(Self(value, held))
+        let (max_inputs, held_bytes) = (app.max_inputs, body.len());
+        let shared = held.clone();
+        let parse = move || {
+            let _shared = shared; // until nobody has the body any more, its client included
+            parse(&body, max_inputs)
+        };
+        Ok(Self(off_thread::run(held_bytes, parse).await??, held))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::error::ApiError;
 
@@ -17,7 +18,14 @@ pub(crate) async fn run<T: Send + 'static>(
     if bytes <= LITTLE {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("the request failed"))
+    on_a_thread(work).await.ok_or_else(|| ApiError::internal("the request failed"))
+}
+
+/// Not begun any more once its caller has gone; none: it panicked.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let mut thread = JoinSet::new();
+    thread.spawn_blocking(work);
+    thread.join_next().await?.ok()
 }
 
 /// Threads for what takes long: requests being read and answers written, and a reload beside them.
@@ -44,6 +52,6 @@ impl Turns {
             let _until_done = turn;
             work()
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| failed())
+        on_a_thread(work).await.ok_or_else(failed)
     }
 }

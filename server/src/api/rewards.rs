@@ -33,7 +33,7 @@ pub(crate) async fn rewards(
     headers: HeaderMap,
     JsonBody(request, held): JsonBody<RewardsRequest>,
 ) -> Result<Response, ApiError> {
-    let read = scoring::read(&app, client, request).await?;
+    let read = scoring::read(&app, client, request, &held).await?;
     let prefix = headers.get(PREFIX).cloned().unwrap_or_else(|| read.prefix());
     if ndjson::is_asked_for(&headers) {
         return Ok(([(PREFIX, prefix)], read.lines(&app, held)?).into_response());

@@ -18,7 +18,7 @@ use crate::engine::queue::{Preparing, Refused};
 use crate::engine::{Engine, Terms, Ticket};
 use crate::models::Loaded;
 use crate::request::answer::Pending;
-use crate::request::prepare;
+use crate::request::{Bounds, prepare};
 use crate::telemetry::SPAN;
 
 /// About what an answer has.
@@ -35,10 +35,15 @@ pub(crate) struct Read {
     expected: Preparing,
 }
 
-/// Checks and tokenises a client's request.
-pub(crate) async fn read(app: &App, client: Client, request: RewardsRequest) -> Result<Read, ApiError> {
+/// Checks and tokenises a client's request, of which `held` is the share.
+pub(crate) async fn read(
+    app: &App,
+    client: Client,
+    request: RewardsRequest,
+    held: &Held,
+) -> Result<Read, ApiError> {
     let loaded = app.served(request.model.as_deref())?.current();
-    read_for(app, client, request, loaded).await
+    read_for(app, client, request, held, loaded).await
 }
 
 /// The same for the checkpoint whose tokens the request already is: another may be served by now.
@@ -46,6 +51,7 @@ pub(crate) async fn read_for(
     app: &App,
     client: Client,
     request: RewardsRequest,
+    held: &Held,
     loaded: Arc<Loaded>,
 ) -> Result<Read, ApiError> {
     client.seen.is_for(&loaded.name);
@@ -54,14 +60,19 @@ pub(crate) async fn read_for(
     }
     let expected = loaded.engine.expect();
     // Of no time at all it is to be said that it is none, not that it is up.
-    let timeout = request.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis).or(app.default_timeout);
-    let deadline = timeout.and_then(|t| client.arrived.checked_add(t));
+    let timeout = request.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
+    let deadline = deadline(app, &client, timeout);
     let terms = Terms { client: client.name.clone(), priority: request.priority, deadline };
 
-    let (model, max_inputs) = (loaded.model.clone(), app.max_inputs);
+    let model = loaded.model.clone();
+    let bounds = Bounds { trajectories: app.max_inputs, tokens: app.limits.max_queue_tokens };
     let (start, span) = (Instant::now(), tracing::info_span!(target: SPAN, "tokenize"));
     let has_text = request.inputs.iter().any(Input::has_text);
-    let prepare = move || span.in_scope(|| prepare(request, &model, max_inputs));
+    let held = held.clone();
+    let prepare = move || {
+        let _held = held;
+        span.in_scope(|| prepare(request, &model, bounds))
+    };
     let prepared = async {
         match has_text {
             true => app.turns.tokenize(prepare).await,
@@ -162,8 +173,16 @@ impl Queued {
     }
 }
 
+/// When the answer to what this client asks is no longer wanted.
+pub(crate) fn deadline(app: &App, client: &Client, timeout: Option<Duration>) -> Option<Instant> {
+    client.arrived.checked_add(timeout.or(app.default_timeout)?)
+}
+
 /// The result of what is done by the deadline.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, ApiError> {
+pub(crate) async fn within<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = T>,
+) -> Result<T, ApiError> {
     match deadline {
         None => Ok(work.await),
         Some(deadline) => {

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use qrm_model::text::Message;
 use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
 use super::App;
 use super::error::ApiError;
+use super::intake::Held;
 use super::json::{Body, JsonBody};
 use super::openapi::Refusals;
-use crate::request::Invalid;
+use crate::request::{Invalid, text};
 
 impl Body for TokenizeRequest {}
 impl Body for DetokenizeRequest {}
@@ -23,16 +25,21 @@ impl Body for DetokenizeRequest {}
 )]
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
-    JsonBody(request, _held): JsonBody<TokenizeRequest>,
-) -> Result<Json<TokenizeResponse>, ApiError> {
-    tokens(app, request).await.map(Json)
+    JsonBody(request, held): JsonBody<TokenizeRequest>,
+) -> Result<Response, ApiError> {
+    let answer = tokens(&app, request, &held).await?;
+    Ok(held.stays_with(Json(answer).into_response()))
 }
 
-/// For any front.
-pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<TokenizeResponse, ApiError> {
-    let turns = app.turns.clone();
-    let answer = turns.tokenize(move || {
-        let loaded = app.served(request.model.as_deref())?.current();
+/// For any front; `held` is the request's share.
+pub(super) async fn tokens(
+    app: &App,
+    request: TokenizeRequest,
+    held: &Held,
+) -> Result<TokenizeResponse, ApiError> {
+    let (loaded, held) = (app.served(request.model.as_deref())?.current(), held.clone());
+    let answer = app.turns.tokenize(move || {
+        let _held = held;
         let text = loaded.model.text();
         let (rendered, param) = match (request.prompt, request.messages) {
             (Some(prompt), None) => (prompt, "prompt"),
@@ -49,8 +56,7 @@ pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<To
                 ));
             }
         };
-        let encoded =
-            text.encode(&rendered, request.add_special_tokens).map_err(|e| Invalid::text(&e, param))?;
+        let encoded = text::encode(&loaded.model, &rendered, request.add_special_tokens, param)?;
         Ok(TokenizeResponse {
             token_strs: encoded.ids.iter().map(|id| text.token(*id).unwrap_or_default()).collect(),
             count: encoded.ids.len(),
@@ -69,18 +75,14 @@ pub(super) async fn tokens(app: Arc<App>, request: TokenizeRequest) -> Result<To
 )]
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
-    JsonBody(request, _held): JsonBody<DetokenizeRequest>,
-) -> Result<Json<DetokenizeResponse>, ApiError> {
-    let turns = app.turns.clone();
-    let answer = turns.tokenize(move || {
-        let model = app.served(request.model.as_deref())?.current().model.clone();
-        if let Some(at) = request.tokens.iter().position(|id| *id as usize >= model.vocab_size()) {
-            let message =
-                format!("token id {}, the vocabulary ends at {}", request.tokens[at], model.vocab_size());
-            return Err(Invalid::field(format!("tokens[{at}]"), "token_id_out_of_range", message));
-        }
-        let prompt = model.text().decode(&request.tokens, request.skip_special_tokens);
-        Ok(DetokenizeResponse { prompt: prompt.map_err(|e| Invalid::text(&e, "tokens"))? })
+    JsonBody(request, held): JsonBody<DetokenizeRequest>,
+) -> Result<Response, ApiError> {
+    let (loaded, shared) = (app.served(request.model.as_deref())?.current(), held.clone());
+    let answer = app.turns.tokenize(move || {
+        let _shared = shared;
+        let prompt = text::decode(&loaded.model, &request.tokens, request.skip_special_tokens, "tokens")?;
+        Ok::<_, Invalid>(DetokenizeResponse { prompt })
     });
-    Ok(Json(answer.await??))
+    let answer = answer.await??;
+    Ok(held.stays_with(Json(answer).into_response()))
 }

@@ -20,12 +20,20 @@ pub(crate) use invalid::Invalid;
 pub(crate) use options::Options;
 pub(crate) use trajectories::Prepared;
 
+/// What one request may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) trajectories: usize,
+    /// Prompts and responses.
+    pub(crate) tokens: usize,
+}
+
 /// Checks and tokenises a whole request; nothing of an invalid one is queued. Holds the CPU: not for async threads.
 pub(crate) fn prepare(
     request: RewardsRequest,
     model: &RewardModel,
-    max_inputs: usize,
+    bounds: Bounds,
 ) -> Result<Prepared, Invalid> {
     let options = Options::read(&request, model)?;
-    trajectories::prepare(request.inputs, options, model, max_inputs)
+    trajectories::prepare(request.inputs, options, model, bounds)
 }

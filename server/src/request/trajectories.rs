@@ -11,7 +11,7 @@ use qrm_proto::{Input, TextOrIds};
 use serde_json::Value;
 
 use super::spans::Spans;
-use super::{Invalid, Options, text};
+use super::{Bounds, Invalid, Options, text};
 
 /// A request ready for the engine.
 pub(crate) struct Prepared {
@@ -38,22 +38,54 @@ pub(super) fn prepare(
     inputs: Vec<Input>,
     options: Options,
     model: &RewardModel,
-    max_inputs: usize,
+    bounds: Bounds,
 ) -> Result<Prepared, Invalid> {
     let count: usize = inputs.iter().map(|i| i.responses.as_ref().map_or(1, Vec::len)).sum();
-    if count > max_inputs {
-        return Err(Invalid::too_many(count, max_inputs, "inputs"));
+    if count > bounds.trajectories {
+        return Err(Invalid::too_many(count, bounds.trajectories, "inputs"));
     }
     if inputs.is_empty() {
         return Err(Invalid::field("inputs", "inputs_empty", "inputs holds nothing to score"));
     }
     let mut prepared =
         Prepared { trajectories: Vec::with_capacity(count), origins: Vec::with_capacity(count), options };
-    let mut prompts = HashSet::new();
+    let mut so_far = SoFar { prompts: HashSet::new(), tokens: 0, most: bounds.tokens };
     for (index, input) in inputs.into_iter().enumerate() {
-        Reader { model, index }.read(input, &mut prompts, &mut prepared)?;
+        Reader { model, index }.read(input, &mut so_far, &mut prepared)?;
     }
     Ok(prepared)
+}
+
+/// What the inputs that were read came to.
+struct SoFar {
+    /// The engine compares by where they are before it looks at their tokens.
+    prompts: HashSet<Arc<[u32]>>,
+    tokens: usize,
+    /// Tokens of a request: more is not even made, since prompts that are shortened may be many of one.
+    most: usize,
+}
+
+impl SoFar {
+    /// The same prompt, and the same memory if it was there before.
+    fn prompt(&mut self, ids: &[u32]) -> Arc<[u32]> {
+        if let Some(same) = self.prompts.get(ids) {
+            return same.clone();
+        }
+        let prompt: Arc<[u32]> = ids.into();
+        self.prompts.insert(prompt.clone());
+        prompt
+    }
+
+    fn add(&mut self, tokens: usize) -> Result<(), Invalid> {
+        self.tokens += tokens;
+        match self.tokens > self.most {
+            true => Err(Invalid::too_large(
+                format!("more than the {} tokens that are taken", self.most),
+                "inputs",
+            )),
+            false => Ok(()),
+        }
+    }
 }
 
 struct Response {
@@ -80,13 +112,7 @@ impl Reader<'_> {
         format!("inputs[{}].{field}", self.index)
     }
 
-    /// `prompts` are those so far: the engine compares by where they are before it looks at their tokens.
-    fn read(
-        &self,
-        input: Input,
-        prompts: &mut HashSet<Arc<[u32]>>,
-        out: &mut Prepared,
-    ) -> Result<(), Invalid> {
+    fn read(&self, input: Input, so_far: &mut SoFar, out: &mut Prepared) -> Result<(), Invalid> {
         let both = |field: &str, other: &str| {
             Invalid::field(
                 self.param(field),
@@ -105,13 +131,7 @@ impl Reader<'_> {
                 return Err(Invalid::field(self.param("prompt"), "missing_field", message));
             }
         };
-        let prompt = match prompts.get(&prompt) {
-            Some(same) => same.clone(),
-            None => {
-                prompts.insert(prompt.clone());
-                prompt
-            }
-        };
+        let prompt = so_far.prompt(&prompt);
         let (responses, single) = match (input.response, input.responses) {
             (Some(_), Some(_)) => return Err(both("responses", "response")),
             (Some(response), None) => (vec![response], true),
@@ -139,7 +159,11 @@ impl Reader<'_> {
                 None => None,
             };
             let offsets = Self::offsets(text, &param, &out.options)?;
-            let prompt_ids = self.fit(&prompt, &ids, prompt_field, &param, out.options.truncate_prompt)?;
+            let fitting = self.fit(&prompt, &ids, prompt_field, &param, out.options.truncate_prompt)?;
+            so_far.add(fitting.len() + ids.len())?;
+            // The whole prompt is known by where it is.
+            let prompt_ids =
+                if fitting.len() == prompt.len() { prompt.clone() } else { so_far.prompt(fitting) };
             out.trajectories.push(Trajectory { prompt_ids, response_ids: ids.into() });
             out.origins.push(Origin { input: self.index, id: input.id.clone(), offsets, spans, last_tokens });
         }
@@ -151,13 +175,13 @@ impl Reader<'_> {
         prompt: TextOrIds,
         add_special_tokens: bool,
         options: &Options,
-    ) -> Result<Arc<[u32]>, Invalid> {
+    ) -> Result<Vec<u32>, Invalid> {
         let param = self.param("prompt");
         match prompt {
             TextOrIds::Text(text) => self.prompt_text(&text, add_special_tokens, &param, options),
             TextOrIds::Ids(ids) => {
                 text::check_ids(self.model, &ids, &param)?;
-                Ok(ids.into())
+                Ok(ids)
             }
         }
     }
@@ -167,7 +191,7 @@ impl Reader<'_> {
         messages: Vec<ChatMessage>,
         add_special_tokens: bool,
         options: &Options,
-    ) -> Result<Arc<[u32]>, Invalid> {
+    ) -> Result<Vec<u32>, Invalid> {
         let param = self.param("messages");
         let messages: Vec<_> =
             messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
@@ -181,18 +205,15 @@ impl Reader<'_> {
         add_special_tokens: bool,
         param: &str,
         options: &Options,
-    ) -> Result<Arc<[u32]>, Invalid> {
-        let encoded = match options.truncate_prompt {
-            true => text::encode(self.model, text, add_special_tokens, param)?,
-            false => text::encode_fitting(self.model, text, add_special_tokens, param)?,
-        };
-        Ok(encoded.ids.into())
+    ) -> Result<Vec<u32>, Invalid> {
+        let encode = if options.truncate_prompt { text::encode_to_cut } else { text::encode };
+        Ok(encode(self.model, text, add_special_tokens, param)?.ids)
     }
 
     fn response(&self, response: TextOrIds, param: &str, options: &Options) -> Result<Response, Invalid> {
         let (mut ids, text) = match response {
             TextOrIds::Text(text) => {
-                let mut encoded = text::encode_fitting(self.model, &text, false, param)?;
+                let mut encoded = text::encode(self.model, &text, false, param)?;
                 encoded.ids.extend(options.eos);
                 encoded.offsets.extend(options.eos.map(|_| [text.len(), text.len()]));
                 (encoded.ids, Some(TextOfResponse { offsets: encoded.offsets, bytes: text.len() }))
@@ -272,14 +293,14 @@ impl Reader<'_> {
     }
 
     /// The prompt, shortened from the left where that is allowed and needed.
-    fn fit(
+    fn fit<'p>(
         &self,
-        prompt: &Arc<[u32]>,
+        prompt: &'p [u32],
         response: &[u32],
         prompt_field: &str,
         response_param: &str,
         truncate_prompt: bool,
-    ) -> Result<Arc<[u32]>, Invalid> {
+    ) -> Result<&'p [u32], Invalid> {
         let context = self.model.context_length();
         let least = self.model.min_prompt_tokens();
         if prompt.len() < least {
@@ -289,7 +310,7 @@ impl Reader<'_> {
         }
         let total = prompt.len() + response.len();
         if total <= context {
-            return Ok(prompt.clone());
+            return Ok(prompt);
         }
         if !truncate_prompt || response.len() + least > context {
             let message = format!(
@@ -299,6 +320,6 @@ impl Reader<'_> {
             );
             return Err(Invalid::field(response_param, "context_length_exceeded", message));
         }
-        Ok(prompt[total - context..].into())
+        Ok(&prompt[total - context..])
     }
 }

@@ -23,7 +23,7 @@ use crate::engine::{Engine, Terms, Ticket};
 use crate::metrics::Metrics;
 use crate::model;
 use crate::request::answer::Pending;
-use crate::request::{Prepared, prepare};
+use crate::request::{Bounds, Prepared, prepare};
 use job::{Job, Lines};
 
 /// Exit status of an input with a bad row.
@@ -168,7 +168,8 @@ fn read(
         truncate_prompt: args.truncate_prompt,
         ..RewardsRequest::default()
     };
-    let prepared = prepare(request, model, usize::MAX).map_err(|e| {
+    let bounds = Bounds { trajectories: usize::MAX, tokens: usize::MAX };
+    let prepared = prepare(request, model, bounds).map_err(|e| {
         let param = e.param.as_deref().unwrap_or_default();
         format!("line {number}: {}: {e}", param.strip_prefix("inputs[0].").unwrap_or(param))
     })?;

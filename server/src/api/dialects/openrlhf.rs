@@ -54,7 +54,7 @@ pub(crate) async fn get_reward(
         return Ok(Json(Answer::default()).into_response());
     }
     let request = RewardsRequest { inputs: inputs(request)?, ..RewardsRequest::default() };
-    let read = scoring::read(&app, client, request).await;
+    let read = scoring::read(&app, client, request, &held).await;
     let read = read.map_err(|e| e.of_input(|i| format!("query[{i}]")))?;
     let answer = read.answer(&app, |answer| Json(Answer::of(answer)).into_response()).await?;
     Ok(held.stays_with(answer))

@@ -1,5 +1,6 @@
 //! slime's `--rm-url`: `POST /rm`, one sample a request.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -7,7 +8,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use qrm_proto::request::ChatMessage;
 use qrm_proto::{Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
-use serde::{Deserialize, Serialize};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::sequence_score;
@@ -25,15 +28,39 @@ pub(crate) struct Sample {
 
 impl Body for Sample {}
 
-#[derive(Debug, Deserialize, ToSchema)]
+/// `Serialize` for the schema, which has the form from it.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum Prompt {
     Text(String),
     Messages(Vec<Message>),
 }
 
+/// As it comes: serde's own would keep all of it in between, whatever it is.
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PromptVisitor;
+        impl<'de> Visitor<'de> for PromptVisitor {
+            type Value = Prompt;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or messages")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Prompt, E> {
+                Ok(Prompt::Text(text.into()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Prompt, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(Prompt::Messages)
+            }
+        }
+        deserializer.deserialize_any(PromptVisitor)
+    }
+}
+
 /// Other keys of a message are not the template's here.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 struct Message {
     role: String,
     content: String,
@@ -59,7 +86,7 @@ pub(crate) async fn rm(
     let input = Input { prompt, messages, response: Some(TextOrIds::Text(response)), ..Input::default() };
     let request =
         RewardsRequest { inputs: vec![input], include: vec!["tokens".into()], ..RewardsRequest::default() };
-    let read = scoring::read(&app, client, request).await?;
+    let read = scoring::read(&app, client, request, &held).await.map_err(ApiError::of_the_input)?;
     let answer = read.answer(&app, |answer| Json(Scored::of(answer)).into_response()).await?;
     Ok(held.stays_with(answer))
 }

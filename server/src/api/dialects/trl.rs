@@ -59,7 +59,7 @@ pub(crate) async fn get_sequence_logprobs(
         include: vec!["token_ids".into()],
         ..RewardsRequest::default()
     };
-    let read = scoring::read(&app, client, request).await;
+    let read = scoring::read(&app, client, request, &held).await;
     let read = read.map_err(|e| e.of_input(|i| format!("sequences[{i}]")))?;
     let answer = read.answer(&app, move |answer| match format {
         Format::Json => Json(lists(&answer)).into_response(),

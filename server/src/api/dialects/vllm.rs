@@ -21,6 +21,7 @@ use super::one_or_more::OneOrMore;
 use super::sequence_score;
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
+use crate::api::intake::Held;
 use crate::api::json::{Body, JsonBody};
 use crate::api::openapi::Refusals;
 use crate::api::{App, scoring};
@@ -64,12 +65,13 @@ pub(crate) async fn classify(
     client: Extension<Client>,
     JsonBody(request, held): JsonBody<Texts>,
 ) -> Result<Response, ApiError> {
-    let answer = score(app, client, request, |answer, _| {
+    let answer = score(app, client, request, &held, |answer, _| {
         let scores = answer.data.iter().map(|d| sequence_score(answer.reward, d));
         let class = |(index, score)| Class { index, label: "LABEL_0", probs: [score], num_classes: 1 };
         list("classify", &answer, scores.enumerate().map(class).collect())
     });
-    Ok(held.stays_with(answer.await?))
+    let answer = answer.await?;
+    Ok(held.stays_with(answer))
 }
 
 #[utoipa::path(
@@ -83,7 +85,7 @@ pub(crate) async fn pooling(
     JsonBody(request, held): JsonBody<Texts>,
 ) -> Result<Response, ApiError> {
     let format = request.encoding_format;
-    let answer = score(app, client, request, move |answer, unread| {
+    let answer = score(app, client, request, &held, move |answer, unread| {
         let data = answer.data.iter().map(|datum| {
             let rewards = datum.rewards.values().iter();
             let values = std::iter::repeat_n(&0.0, unread).chain(rewards).copied();
@@ -95,7 +97,8 @@ pub(crate) async fn pooling(
         });
         list("pool", &answer, data.collect())
     });
-    Ok(held.stays_with(answer.await?))
+    let answer = answer.await?;
+    Ok(held.stays_with(answer))
 }
 
 /// Scores every text as one trajectory; `shape` also gets how many tokens at its begin have no reward.
@@ -103,13 +106,20 @@ async fn score<D: Serialize>(
     app: Arc<App>,
     Extension(client): Extension<Client>,
     request: Texts,
+    held: &Held,
     shape: impl FnOnce(RewardsResponse, usize) -> List<D> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let loaded = app.served(request.model.as_deref())?.current();
     let model = loaded.model.clone();
     let unread = model.min_prompt_tokens();
-    let request = app.turns.tokenize(move || native(request, &model)).await??;
-    let read = scoring::read_for(&app, client, request, loaded).await;
+    let shared = held.clone();
+    let native = move || {
+        let _shared = shared;
+        native(request, &model)
+    };
+    let request =
+        scoring::within(scoring::deadline(&app, &client, None), app.turns.tokenize(native)).await???;
+    let read = scoring::read_for(&app, client, request, held, loaded).await;
     let read = read.map_err(|e| e.of_input(|i| format!("input[{i}]")))?;
     read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
 }
@@ -123,17 +133,20 @@ pub(crate) fn native(request: Texts, model: &RewardModel) -> Result<RewardsReque
             let text = model.text().render_whole(&turns.collect::<Vec<_>>());
             let text = text.map_err(|e| Invalid::text(&e, "messages"))?;
             // The template writes the special tokens.
-            OneOrMore::Ids(text::encode_fitting(model, &text, false, "messages")?.ids)
+            OneOrMore::Ids(text::encode(model, &text, false, "messages")?.ids)
         }
         _ => return Err(Invalid::field("input", "missing_field", "one of input and messages is needed")),
     };
-    let encode = |text: String| {
-        text::encode_fitting(model, &text, add_special_tokens, "input").map(|encoded| encoded.ids)
+    let encode = |text: String, param: &str| {
+        text::encode(model, &text, add_special_tokens, param).map(|encoded| encoded.ids)
     };
     let all = match input {
-        OneOrMore::Text(text) => vec![encode(text)?],
+        OneOrMore::Text(text) => vec![encode(text, "input")?],
         OneOrMore::Ids(ids) => vec![ids],
-        OneOrMore::Texts(texts) => texts.into_iter().map(encode).collect::<Result<_, _>>()?,
+        OneOrMore::Texts(texts) => {
+            let encode = |(i, text)| encode(text, &format!("input[{i}]"));
+            texts.into_iter().enumerate().map(encode).collect::<Result<_, _>>()?
+        }
         OneOrMore::IdLists(all) => all,
     };
     let inputs = all.into_iter().enumerate().map(|(i, ids)| {

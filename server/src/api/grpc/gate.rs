@@ -49,7 +49,7 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     let span = observe::span("", method.trim_start_matches('/'), &id, request.headers());
     let called = async {
         match admit(&app, method, request).await {
-            Ok(request) => next.run(request).await,
+            Ok(request) => named(&app, method, next.run(request).await),
             Err(error) => Status::from(error).into_http(),
         }
     };
@@ -66,6 +66,17 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
         observe::close(&span, &status, model, failed);
         tracing::info!(route = method, status, model, id, ms = time.as_micros() as f64 / 1e3, "call");
     })
+}
+
+/// The refusal of a message that is too long when it is decompressed, which is tonic's own, as ours.
+fn named(app: &App, method: &str, response: Response) -> Response {
+    let headers = response.headers();
+    let is_too_long = |status: &Status| matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange);
+    let is_tonics = method.starts_with("/qrm.v1.") && !headers.contains_key("qrm-code");
+    match Status::from_header_map(headers).filter(is_too_long).filter(|_| is_tonics) {
+        Some(_) => Status::from(ApiError::body_too_large(app.intake.most_each())).into_http(),
+        None => response,
+    }
 }
 
 async fn admit(app: &Arc<App>, method: &str, mut request: Request) -> Result<Request, ApiError> {

@@ -31,7 +31,7 @@ impl RewardService for Service {
         let options = request.options.unwrap_or_default();
         let native =
             wire::request(options, request.inputs, deadline, client.arrived).map_err(ApiError::from)?;
-        let read = scoring::read(app, client, native).await?;
+        let read = scoring::read(app, client, native, &held).await?;
         let answer = read.answer(app, wire::response).await?;
         let held = held.becomes(answer.encoded_len());
         let mut response = Response::new(answer);
@@ -56,7 +56,11 @@ impl RewardService for Service {
     }
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Answer<v1::TokenizeResponse> {
-        let v1::TokenizeRequest { model, content, add_special_tokens } = request.into_inner();
+        let app = &self.0;
+        let (client, deadline) = (client(request.extensions())?, deadline(request.extensions()));
+        let request = request.into_inner();
+        let held = app.intake.hold(request.encoded_len()).map_err(|_| app.no_room())?;
+        let v1::TokenizeRequest { model, content, add_special_tokens } = request;
         let (prompt, messages) = match content {
             Some(Content::Prompt(text)) => (Some(text), None),
             Some(Content::Messages(list)) => (None, Some(wire::messages(list))),
@@ -64,7 +68,13 @@ impl RewardService for Service {
         };
         let model = (!model.is_empty()).then_some(model);
         let native = TokenizeRequest { model, prompt, messages, add_special_tokens };
-        Ok(Response::new(wire::tokens(tokenize::tokens(self.0.clone(), native).await?)))
+        let deadline = deadline.or(scoring::deadline(app, &client, None));
+        let answer = scoring::within(deadline, tokenize::tokens(app, native, &held)).await??;
+        let answer = wire::tokens(answer);
+        let held = held.becomes(answer.encoded_len());
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 }
 

@@ -1,25 +1,25 @@
 //! `ScoreStream`: trajectories as they come, each answered as soon as it is scored.
 //!
-//! Everything happens while the client reads: it is what the answer's stream does to have a next message. So a client that
-//! does not read is not read from, and one that goes takes its waiting work with it.
+//! What has come is scored whether its answers are taken or not, since others may wait for what it waits for; but only while
+//! the client reads is more read from it. One that goes takes its waiting work with it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, Stream, StreamExt, unfold};
+use futures_util::stream::{Stream, unfold};
 use prost::Message;
 use qrm_proto::RewardsResponse;
 use qrm_proto::v1::score_stream_response::Result as Kind;
 use qrm_proto::v1::{self, Options, ScoreStreamRequest, ScoreStreamResponse, Summary};
-use tonic::{Status, Streaming};
+use tokio::task::JoinSet;
+use tonic::{Code, Status, Streaming};
 use tracing::{Instrument, Span};
 
 use super::{status, wire};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
-use crate::api::intake::Meter;
+use crate::api::intake::{Held, Meter};
 use crate::api::{App, scoring};
 
 /// Inputs of one stream that are at work: enough to fill batches, few enough that streams do not fill the queue.
@@ -37,7 +37,7 @@ struct Scoring {
     options: Option<Options>,
     /// How many there were.
     inputs: u32,
-    at_work: FuturesUnordered<BoxFuture<'static, Vec<Part>>>,
+    at_work: JoinSet<Done>,
     /// Ready to be sent.
     ready: VecDeque<ScoreStreamResponse>,
     total: Total,
@@ -46,6 +46,9 @@ struct Scoring {
     /// Of the call: what is done for it is done while its answer is written.
     span: Span,
 }
+
+/// What an input came to, with its share of what all may hold.
+type Done = (Vec<Part>, Held);
 
 /// A message, and what it adds to the summary.
 type Part = (ScoreStreamResponse, Option<Summary>);
@@ -75,7 +78,7 @@ pub(super) fn scores(
         incoming,
         options: None,
         inputs: 0,
-        at_work: FuturesUnordered::new(),
+        at_work: JoinSet::new(),
         ready: VecDeque::new(),
         total: Total::default(),
         end: End::Open,
@@ -90,7 +93,7 @@ pub(super) fn scores(
         };
         if next.is_err() {
             scoring.end = End::Over;
-            scoring.at_work.clear();
+            scoring.at_work.abort_all();
         }
         Some((next.transpose()?, scoring))
     })
@@ -114,8 +117,18 @@ impl Scoring {
             let may_read = matches!(self.end, End::Open) && self.at_work.len() < AT_ONCE;
             let idle = self.at_work.is_empty().then_some(self.app.idle_timeout);
             tokio::select! {
-                Some(parts) = self.at_work.next() => self.take(parts),
-                message = self.incoming.message(), if may_read => self.begin(message?)?,
+                Some(done) = self.at_work.join_next() => {
+                    let (parts, held) = done.map_err(|_| ApiError::internal("the request failed"))?;
+                    self.take(parts);
+                    drop(held);
+                }
+                message = self.incoming.message(), if may_read => match message {
+                    Ok(message) => self.begin(message)?,
+                    Err(status) if status.code() == Code::OutOfRange => {
+                        return Err(ApiError::body_too_large(self.app.intake.most_each()).into());
+                    }
+                    Err(status) => return Err(status),
+                },
                 () = closed(&self.app), if self.at_work.is_empty() => return Err(ApiError::draining().into()),
                 () = until(idle) => return Err(Status::cancelled("nothing came for too long")),
             }
@@ -148,14 +161,13 @@ impl Scoring {
         self.inputs = self.inputs.saturating_add(1);
         let work = async move {
             let id = input.id.clone();
-            let parts = match one(&app, client, options, input, deadline).await {
+            let parts = match one(&app, client, options, input, deadline, &held).await {
                 Ok(answer) => parts(answer, place),
                 Err(error) => vec![(refusal(error, place, id), None)],
             };
-            drop(held);
-            parts
+            (parts, held)
         };
-        self.at_work.push(Box::pin(work.instrument(self.span.clone())));
+        self.at_work.spawn(work.instrument(self.span.clone()));
         Ok(())
     }
 
@@ -191,9 +203,10 @@ async fn one(
     options: Options,
     input: v1::Input,
     deadline: Option<Instant>,
+    held: &Held,
 ) -> Result<RewardsResponse, ApiError> {
     let native = wire::request(options, vec![input], deadline, client.arrived)?;
-    let read = scoring::read(app, client, native).await?;
+    let read = scoring::read(app, client, native, held).await?;
     read.queue_in_turn(app).await?.answer(|answer| answer).await
 }
 
