@@ -14,8 +14,8 @@ optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
 prompt = tokenizer("Ada has 3 pens and buys 4. How many pens does Ada have?", return_tensors="pt").input_ids
 with Client(url) as client:
     for step in range(int(steps)):
-        sampled = policy.generate(prompt, do_sample=True, num_return_sequences=8, max_new_tokens=16,
-                                  pad_token_id=tokenizer.eos_token_id)
+        sampled = policy.generate(prompt, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=8,
+                                  max_new_tokens=16, pad_token_id=tokenizer.eos_token_id)
         responses = sampled[:, prompt.size(1):]
         ends = (responses == tokenizer.eos_token_id).int().cumsum(1)
         mask = (ends - (responses == tokenizer.eos_token_id).int()) == 0  # up to and with the first end of sequence

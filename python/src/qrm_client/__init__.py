@@ -5,6 +5,7 @@
 - :mod:`qrm_client.grpc`: :class:`GrpcClient` and :class:`AsyncGrpcClient` (``pip install qrm-client[grpc]``).
 - :mod:`qrm_client.batching`: concurrent calls become one request.
 - :mod:`qrm_client.retry`: what is tried again, and when.
+- :mod:`qrm_client.wire`, ``pb``: both fronts' formats. :mod:`qrm_client.trace`: traces that go on in the server.
 - :mod:`qrm_client.spans`: a policy's tokens as byte ranges of its text.
 - :mod:`qrm_client.adapters`: verl, OpenRLHF, TRL, slime.
 """

@@ -50,6 +50,10 @@ def _reached() -> Iterator[None]:
         raise Unavailable(f"no answer: {error!r}") from error
 
 
+#: What a refusal in the middle of an answer would have been before it began.
+_STATUS = {"overloaded_error": 503, "timeout_error": 504, "server_error": 500}
+
+
 class _Lines:
     """The trajectories of a streamed answer, whose last line has none. Lines end at ``\\n`` only: what else ends a line in
     Unicode may stand in the JSON as it is."""
@@ -62,7 +66,7 @@ class _Lines:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for body in map(json.loads, lines):
             if "error" in body:
-                raise RewardError(body["error"]["message"], code=body["error"]["code"], param=body["error"].get("param"))
+                raise wire.error(_STATUS.get(body["error"]["type"], 422), body, None)
             if "rewards" in body:
                 yield wire.trajectory(body)
 
