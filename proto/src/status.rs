@@ -43,7 +43,7 @@ pub struct ModelFacts {
     pub vocab_size: usize,
     /// Most tokens of a prompt and its response.
     pub context_length: usize,
-    /// Of the arithmetic.
+    /// That weights are held in, as it was asked for.
     pub dtype: String,
     /// Where it runs.
     pub device: String,
