@@ -10,7 +10,8 @@
 //!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
-//! - [`device`]: where a model computes; activations and weights whatever the device, and the ops on them.
+//! - [`device`]: where a model computes, and how its weights get there. [`rows`]: activations whatever the device, and
+//!   the ops on them.
 //! - `cuda`, behind the feature of that name: the CUDA faces and their kernels.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
 //! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tiles in f32 and int8, `exp`.
@@ -36,6 +37,7 @@ pub mod panels;
 pub mod reference;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod swiglu;
 pub mod threads;
 pub mod token_logits;
@@ -45,11 +47,12 @@ pub mod weights;
 mod cpu;
 
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
-pub use device::{Device, Layout, Norm, Rows};
+pub use device::{Device, Norm};
 pub use linear::{Weight, linear};
 pub use panels::Panels;
 pub use rms_norm::rms_norm;
 pub use rope::{QkNorm, RopeTable, qk_rope};
+pub use rows::{Layout, Rows};
 pub use swiglu::swiglu;
 pub use token_logits::token_logits;
 pub use token_reward::{TokenReward, token_reward};

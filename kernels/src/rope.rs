@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp3, InplaceOp1, InplaceOp3, Layout, Result, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
 
 use crate::cpu::isa::multiversion;
-use crate::cpu::{f32_slice, gradient, values};
+use crate::cpu::{f32_slice, f32_slice_mut, gradient, values};
 use crate::device::Norm;
 use crate::rms_norm::{normalize, normalize_backward, total};
 
@@ -54,9 +56,10 @@ pub struct QkNorm {
 }
 
 /// Rotates the queries and keys of `qkv [N, (q_heads + 2 kv_heads) · head_dim]` to `positions [N]`; values pass through.
-/// f32, same shape. Gradients for `qkv` and the norms' weights.
+/// f32, same shape. Gradients for `qkv` and the norms' weights; where none can be asked for, `qkv` is changed where it is:
+/// nobody else may have it.
 pub fn qk_rope(
-    qkv: &Tensor,
+    qkv: Tensor,
     positions: &Arc<[u32]>,
     table: &Arc<RopeTable>,
     q_heads: usize,
@@ -73,12 +76,24 @@ pub fn qk_rope(
         kv_heads,
         eps: norm.map_or(0.0, |norm| norm.eps),
     };
-    match norm {
-        None => qkv.apply_op1(rope),
-        Some(QkNorm { q: Norm::Cpu(q), k: Norm::Cpu(k), .. }) => qkv.apply_op3(q, k, rope),
+    let weights = match norm {
+        None => None,
+        Some(QkNorm { q: Norm::Cpu(q), k: Norm::Cpu(k), .. }) => Some((q, k)),
         #[cfg(feature = "cuda")]
         Some(norm) => bail!("qk_rope: qkv is on the CPU, {norm:?} is not"),
+    };
+    let is_tracked = |(q, k): (&Tensor, &Tensor)| q.track_op() || k.track_op();
+    if qkv.track_op() || weights.is_some_and(is_tracked) {
+        return match weights {
+            None => qkv.apply_op1(rope),
+            Some((q, k)) => qkv.apply_op3(q, k, rope),
+        };
     }
+    match weights {
+        None => qkv.inplace_op1(&rope)?,
+        Some((q, k)) => qkv.inplace_op3(q, k, &rope)?,
+    }
+    Ok(qkv)
 }
 
 struct Rope {
@@ -107,7 +122,8 @@ impl Rope {
         (&self.table.cos[at.clone()], &self.table.sin[at])
     }
 
-    fn forward(&self, qkv: &[f32], shape: &Shape, norms: Norms<'_>) -> Result<(CpuStorage, Shape)> {
+    /// Changes `qkv`, of that shape, where it is.
+    fn turn(&self, qkv: &mut [f32], shape: &Shape, norms: Norms<'_>) -> Result<()> {
         let (head, width) = (self.head(), self.width());
         if shape.dims() != [self.positions.len(), width] || head == 0 {
             bail!("qk_rope: qkv {shape:?}, expected [{}, {width}]", self.positions.len());
@@ -116,22 +132,24 @@ impl Rope {
             bail!("qk_rope: the norms' weights do not have the head's width of {head}");
         }
         let rotated = (self.q_heads + self.kv_heads) * head;
-        let mut out = vec![0.0f32; qkv.len()];
-        let rows = out.par_chunks_mut(width).zip(qkv.par_chunks(width)).zip(&self.positions[..]);
-        rows.with_min_len(8).for_each(|((out, x), position)| {
+        let rows = qkv.par_chunks_mut(width).zip(&self.positions[..]);
+        rows.with_min_len(8).for_each(|(row, position)| {
             let (cos, sin) = self.angles(*position);
-            let mut normed = vec![0.0f32; if norms.is_some() { head } else { 0 }];
-            for (h, (out, x)) in out.chunks_exact_mut(head).zip(x[..rotated].chunks_exact(head)).enumerate() {
-                match norms {
-                    Some((q, k)) => {
-                        normalize(x, if h < self.q_heads { q } else { k }, self.eps, &mut normed);
-                        rotate(&normed, cos, sin, 1.0, out);
-                    }
-                    None => rotate(x, cos, sin, 1.0, out),
+            let mut plain = vec![0.0f32; if norms.is_some() { head } else { 0 }];
+            for (h, x) in row[..rotated].chunks_exact_mut(head).enumerate() {
+                if let Some((q, k)) = norms {
+                    plain.copy_from_slice(x);
+                    normalize(&plain, if h < self.q_heads { q } else { k }, self.eps, x);
                 }
+                rotate(x, cos, sin, 1.0);
             }
-            out[rotated..].copy_from_slice(&x[rotated..]);
         });
+        Ok(())
+    }
+
+    fn turned(&self, qkv: &[f32], shape: &Shape, norms: Norms<'_>) -> Result<(CpuStorage, Shape)> {
+        let mut out = qkv.to_vec();
+        self.turn(&mut out, shape, norms)?;
         Ok((CpuStorage::F32(out), shape.clone()))
     }
 
@@ -154,10 +172,12 @@ impl Rope {
                         let at = h * head..(h + 1) * head;
                         let dx = &mut dx[at.clone()];
                         let Some((q, k)) = norms else {
-                            rotate(&g[at], cos, sin, -1.0, dx);
+                            dx.copy_from_slice(&g[at]);
+                            rotate(dx, cos, sin, -1.0);
                             continue;
                         };
-                        rotate(&g[at.clone()], cos, sin, -1.0, &mut back);
+                        back.copy_from_slice(&g[at.clone()]);
+                        rotate(&mut back, cos, sin, -1.0);
                         let (dq, dk) = dw.split_at_mut(head);
                         let (weight, dw) = if h < self.q_heads { (q, dq) } else { (k, dk) };
                         normalize_backward(&x[at], weight, self.eps, &back, dx, dw);
@@ -178,7 +198,7 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(f32_slice("qk_rope", qkv, layout)?, layout.shape(), None)
+        self.turned(f32_slice("qk_rope", qkv, layout)?, layout.shape(), None)
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
@@ -203,7 +223,7 @@ impl CustomOp3 for Rope {
         k_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let norms = (f32_slice("qk_rope", q, q_layout)?, f32_slice("qk_rope", k, k_layout)?);
-        self.forward(f32_slice("qk_rope", qkv, layout)?, layout.shape(), Some(norms))
+        self.turned(f32_slice("qk_rope", qkv, layout)?, layout.shape(), Some(norms))
     }
 
     fn bwd(
@@ -222,16 +242,43 @@ impl CustomOp3 for Rope {
     }
 }
 
+impl InplaceOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "qk_rope"
+    }
+
+    fn cpu_fwd(&self, qkv: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        self.turn(f32_slice_mut("qk_rope", qkv, layout)?, layout.shape(), None)
+    }
+}
+
+impl InplaceOp3 for Rope {
+    fn name(&self) -> &'static str {
+        "qk_rope"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &mut CpuStorage,
+        layout: &Layout,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+    ) -> Result<()> {
+        let norms = (f32_slice("qk_rope", q, q_layout)?, f32_slice("qk_rope", k, k_layout)?);
+        self.turn(f32_slice_mut("qk_rope", qkv, layout)?, layout.shape(), Some(norms))
+    }
+}
+
 multiversion! {
     /// By the angles, or with `way` −1 back by them.
-    fn rotate(x: &[f32], cos: &[f32], sin: &[f32], way: f32, out: &mut [f32]) {
-        let half = cos.len();
-        let (x0, x1) = x.split_at(half);
-        let (o0, o1) = out.split_at_mut(half);
-        for i in 0..half {
-            let sin = way * sin[i];
-            o0[i] = x0[i] * cos[i] - x1[i] * sin;
-            o1[i] = x1[i] * cos[i] + x0[i] * sin;
+    fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], way: f32) {
+        let (x0, x1) = x.split_at_mut(cos.len());
+        for (((x0, x1), cos), sin) in x0.iter_mut().zip(x1).zip(cos).zip(sin) {
+            let (a, b, sin) = (*x0, *x1, way * sin);
+            *x0 = a * cos - b * sin;
+            *x1 = b * cos + a * sin;
         }
     }
 }

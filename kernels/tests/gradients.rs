@@ -131,7 +131,7 @@ fn rope_with_and_without_norms() {
             k: Norm::Cpu(t[2].clone()),
             eps: 1e-6,
         });
-        qk_rope(&t[0], &positions, &table, q_heads, kv_heads, norm.as_ref()).unwrap()
+        qk_rope(t[0].clone(), &positions, &table, q_heads, kv_heads, norm.as_ref()).unwrap()
     };
     let qkv = operand(&[n, heads * head], 1);
     check("rope", std::slice::from_ref(&qkv), op, truth);

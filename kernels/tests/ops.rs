@@ -76,7 +76,7 @@ fn rope_rotates_queries_and_keys_only() {
     let x = noise(3 * width, 1);
     let positions: Arc<[u32]> = [0, 500, 7].into();
     let table = Arc::new(RopeTable::new(&inv_freq, 512));
-    let y = values(&qk_rope(&tensor(&x, 3), &positions, &table, q_heads, kv_heads, None).unwrap());
+    let y = values(&qk_rope(tensor(&x, 3), &positions, &table, q_heads, kv_heads, None).unwrap());
     for (row, position) in positions.iter().enumerate() {
         let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
         for h in 0..q_heads + kv_heads {
@@ -85,7 +85,7 @@ fn rope_rotates_queries_and_keys_only() {
         }
         assert_eq!(x[(q_heads + kv_heads) * head..], y[(q_heads + kv_heads) * head..]);
     }
-    assert!(qk_rope(&tensor(&x, 3), &[0, 512, 1].into(), &table, q_heads, kv_heads, None).is_err());
+    assert!(qk_rope(tensor(&x, 3), &[0, 512, 1].into(), &table, q_heads, kv_heads, None).is_err());
 }
 
 /// A root, two children and a grandchild; and a tree of its own.

@@ -23,6 +23,19 @@ pub(crate) fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) 
     }
 }
 
+/// The same of one that is changed where it is.
+pub(crate) fn f32_slice_mut<'a>(
+    op: &str,
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(data) = storage else { bail!("{op}: f32 expected, got {:?}", storage.dtype()) };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut data[start..end]),
+        None => bail!("{op}: a contiguous tensor expected, got {layout:?}"),
+    }
+}
+
 /// The f32 data of a contiguous CPU tensor, locked for reading while this lives: what a backward works on.
 pub(crate) fn values<'a>(op: &str, tensor: &'a Tensor) -> Result<impl Deref<Target = [f32]> + use<'a>> {
     let (storage, layout) = tensor.storage_and_layout();
