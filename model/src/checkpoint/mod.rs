@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 pub use config::DecoderConfig;
 pub use hub::{Hub, resolve};
 pub use qrm_config::{Activation, QrmConfig};
+pub(crate) use rope::inv_freq;
 pub use safetensors::write_safetensors;
 
 use crate::reward::HeadKind;
@@ -149,7 +150,7 @@ impl Checkpoint {
     }
 
     /// The same checkpoint read as what a value function starts from: a scalar head, and none of its own.
-    pub(crate) fn as_critic(mut self) -> Self {
+    pub(crate) fn for_critic(mut self) -> Self {
         let own = SCALAR_HEADS.iter().flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")]);
         own.for_each(|name| self.weights.skip(&name));
         self.as_head(HeadKind::QScalar)

@@ -1,6 +1,6 @@
-//! The RoPE part of `config.json`, in both of its layouts.
+//! The RoPE part of `config.json`, in both of its layouts, and the frequencies that it asks for.
 
-use super::config::RopeScaling;
+use super::config::{DecoderConfig, RopeScaling};
 use super::fields::{FieldError, Fields};
 
 /// `transformers`' base where the config names none.
@@ -62,4 +62,34 @@ fn llama3(rope: Fields<'_>, limit: usize) -> Result<RopeScaling, FieldError> {
         high_freq_factor,
         original_max_position_embeddings: rope.required_size("original_max_position_embeddings", limit)?,
     })
+}
+
+/// Rotation frequencies, `[head_dim / 2]`, as `transformers` computes them.
+pub(crate) fn inv_freq(config: &DecoderConfig) -> Vec<f64> {
+    let plain =
+        (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
+    match config.rope_scaling {
+        RopeScaling::None => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => plain
+            .map(|f| {
+                let context = original_max_position_embeddings as f64;
+                let wavelength = 2.0 * std::f64::consts::PI / f;
+                if wavelength < context / high_freq_factor {
+                    f
+                } else if wavelength > context / low_freq_factor {
+                    f / factor
+                } else {
+                    let smooth =
+                        (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+            })
+            .collect(),
+    }
 }

@@ -3,8 +3,9 @@
 //! Prompts are cut into blocks of [`BLOCK`] tokens. A block's key is a hash of its tokens and of all before them, so that
 //! equal blocks after different beginnings are different blocks. Memory is bounded; what was used least recently goes
 //! first, a block never before those that continue it, and none while a batch reads it. Blocks of a model on GPUs stay
-//! there: see `pools`.
+//! there: see `pools`. What one batch takes and leaves is in `continuation`.
 
+mod continuation;
 #[cfg(feature = "cuda")]
 mod pools;
 
@@ -12,24 +13,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
-use qrm_kernels::{BLOCK, Layout, Rows, keys_and_values, prefix_attention};
+use qrm_kernels::BLOCK;
 use sha2::{Digest, Sha256};
 
-use crate::forest::{Forest, Prefixes};
+pub(crate) use continuation::Continuation;
+
 use crate::reward_model::RewardModel;
 use crate::trajectory::Trajectory;
+use continuation::{Block, Fresh};
 
 /// Of a block: the SHA-256 of the key before it and its token ids. Nobody can make a prompt that hits another's block.
 type Key = [u8; 32];
-
-/// Keys and values of [`BLOCK`] tokens.
-enum Block {
-    /// Per layer, `[BLOCK, 2 · kv_heads · head_dim]`.
-    Host(Vec<Vec<f32>>),
-    /// On GPUs.
-    #[cfg(feature = "cuda")]
-    Gpu(pools::Slot),
-}
 
 /// The cache of one model's weights. Several threads may use it at once.
 pub struct PrefixCache {
@@ -65,32 +59,6 @@ struct State {
 struct Entry {
     used: u64,
     block: Arc<Block>,
-}
-
-/// What a batch takes from a cache and what it has for it.
-#[derive(Default)]
-pub(crate) struct Continuation {
-    /// Where the forest begins.
-    pub(crate) prefixes: Prefixes,
-    kept: Vec<Arc<Block>>,
-    fresh: Vec<Fresh>,
-    /// The keys of every prompt's blocks, first block first.
-    paths: Vec<Vec<Key>>,
-    /// Layers that have been through.
-    layer: usize,
-    #[cfg(feature = "cuda")]
-    pools: Option<Arc<pools::Pools>>,
-}
-
-/// A block that the batch computes.
-struct Fresh {
-    key: Key,
-    /// Where it lies: a trajectory, and its place among the blocks of the prompt.
-    trajectory: usize,
-    index: usize,
-    /// In the packed batch.
-    rows: Vec<u32>,
-    block: Block,
 }
 
 /// The keys of a prompt's whole blocks.
@@ -232,80 +200,5 @@ impl State {
             self.by_use.remove(&used);
             self.entries.remove(&key);
         }
-    }
-}
-
-impl Block {
-    /// Of a block that is on the host.
-    fn host(&self) -> Option<&[Vec<f32>]> {
-        match self {
-            Self::Host(layers) => Some(layers),
-            #[cfg(feature = "cuda")]
-            Self::Gpu(_) => None,
-        }
-    }
-
-    /// Of a block that is on GPUs.
-    #[cfg(feature = "cuda")]
-    fn slot(&self) -> Option<usize> {
-        match self {
-            Self::Host(_) => None,
-            Self::Gpu(slot) => Some(slot.index),
-        }
-    }
-}
-
-impl Continuation {
-    /// The slots of the blocks that the batch continues, and those of the blocks that it leaves, with their rows.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn slots(&self) -> (Vec<usize>, Vec<(usize, Vec<u32>)>) {
-        let kept = self.kept.iter().filter_map(|block| block.slot());
-        let fresh = self.fresh.iter().filter_map(|f| Some((f.block.slot()?, f.rows.clone())));
-        (kept.collect(), fresh.collect())
-    }
-
-    /// Tells it how the batch was laid out.
-    pub(crate) fn lay_out(&mut self, forest: &Forest) {
-        for of_one in self.fresh.chunk_by_mut(|a, b| a.trajectory == b.trajectory) {
-            let Some(trajectory) = of_one.first().map(|fresh| fresh.trajectory) else { continue };
-            let (rows, kept) = (forest.rows(trajectory), forest.kept(trajectory));
-            for fresh in of_one {
-                let first = fresh.index * BLOCK - kept;
-                fresh.rows = rows[first..first + BLOCK].to_vec();
-            }
-        }
-    }
-
-    /// The next layer's attention, which sees the kept blocks; what is fresh is kept.
-    pub(crate) fn attend(
-        &mut self,
-        qkv: &Rows,
-        layout: &Layout,
-        (q_heads, kv_heads): (usize, usize),
-        window: Option<usize>,
-    ) -> Result<Rows> {
-        let layer = self.layer;
-        self.layer += 1;
-        #[cfg(feature = "cuda")]
-        if let Rows::Cuda(_) = qkv {
-            let heads = (q_heads, kv_heads);
-            return match &self.pools {
-                Some(pools) => pools.attend(layer, qkv, layout, heads, window),
-                None => qkv.forest_attention(layout, heads, window),
-            };
-        }
-        let qkv = qkv.tensor()?;
-        let rows: Vec<&[u32]> = self.fresh.iter().map(|fresh| fresh.rows.as_slice()).collect();
-        let blocks = keys_and_values(qkv, &rows, q_heads, kv_heads)?;
-        for (fresh, layer) in self.fresh.iter_mut().zip(blocks) {
-            match &mut fresh.block {
-                Block::Host(layers) => layers.push(layer),
-                #[cfg(feature = "cuda")]
-                Block::Gpu(_) => {}
-            }
-        }
-        let kept: Vec<&[f32]> =
-            self.kept.iter().filter_map(|block| Some(block.host()?.get(layer)?.as_slice())).collect();
-        prefix_attention(qkv, &layout.segments, &kept, q_heads, kv_heads, window).map(Rows::from)
     }
 }

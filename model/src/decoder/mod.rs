@@ -1,19 +1,21 @@
 //! The one decoder: token ids of a forest in, hidden states out. Llama, Mistral, Qwen2 and Qwen3 are settings of it.
+//! `layer`: one of its layers.
+
+mod layer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 #[cfg(feature = "cuda")]
 use qrm_kernels::{Device, cuda};
-use qrm_kernels::{Fresh, KvCache, Layout, Norm, Panels, QkNorm, RopeTable, Rows, Segment};
+use qrm_kernels::{Fresh, KvCache, Layout, Norm, Panels, RopeTable, Rows, Segment};
 
-use crate::checkpoint::config::RopeScaling;
-use crate::checkpoint::{CheckpointError, DecoderConfig};
+use crate::checkpoint::{CheckpointError, DecoderConfig, inv_freq};
 use crate::forest::Forest;
 use crate::loader::{Loader, broken};
 use crate::placement::{Part, Placement};
 use crate::prefix_cache::Continuation;
-use crate::projection::Projection;
+use layer::Layer;
 
 /// The weight of the embeddings, and of a head that is tied to them.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -204,120 +206,5 @@ impl Decoder {
     /// The final norm, at the rows that the head reads.
     pub(crate) fn finish(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
         x.rms_norm_read(layout, &self.final_norm, self.config.rms_norm_eps as f32)
-    }
-}
-
-/// Attention and MLP, each after a norm and beside a residual stream.
-#[derive(Clone)]
-pub(crate) struct Layer {
-    q_heads: usize,
-    kv_heads: usize,
-    eps: f32,
-    input_norm: Norm,
-    qkv: Projection,
-    qk_norm: Option<QkNorm>,
-    o: Projection,
-    post_norm: Norm,
-    gate_up: Projection,
-    down: Projection,
-    window: Option<usize>,
-}
-
-impl Layer {
-    fn load(loader: &mut Loader<'_>, c: &DecoderConfig, index: usize) -> Result<Self, CheckpointError> {
-        let prefix = format!("model.layers.{index}");
-        let (d, m) = (c.hidden_size, c.intermediate_size);
-        let q = c.num_attention_heads * c.head_dim;
-        let kv = c.num_key_value_heads * c.head_dim;
-        let attention = format!("{prefix}.self_attn");
-        let mlp = format!("{prefix}.mlp");
-        let qkv_parts = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
-        let eps = c.rms_norm_eps as f32;
-        Ok(Self {
-            q_heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            eps,
-            input_norm: loader.norm(&format!("{prefix}.input_layernorm.weight"), d)?,
-            qkv: loader.projection(&attention, &qkv_parts, d, c.qkv_bias)?,
-            qk_norm: match c.qk_norm {
-                true => Some(QkNorm {
-                    q: loader.norm(&format!("{attention}.q_norm.weight"), c.head_dim)?,
-                    k: loader.norm(&format!("{attention}.k_norm.weight"), c.head_dim)?,
-                    eps,
-                }),
-                false => None,
-            },
-            o: loader.projection(&attention, &[("o_proj", d)], q, c.o_bias)?,
-            post_norm: loader.norm(&format!("{prefix}.post_attention_layernorm.weight"), d)?,
-            gate_up: loader.projection(&mlp, &[("gate_proj", m), ("up_proj", m)], d, c.mlp_bias)?,
-            down: loader.projection(&mlp, &[("down_proj", d)], m, c.mlp_bias)?,
-            window: c.sliding_window.get(index).copied().flatten(),
-        })
-    }
-
-    /// `[N, d]` to `[N, d]`.
-    pub(crate) fn forward(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
-        let attend = |qkv: &Rows, l: &Self| qkv.forest_attention(layout, (l.q_heads, l.kv_heads), l.window);
-        self.around(x, layout, attend)
-    }
-
-    /// All of the layer but the attention itself.
-    fn around(
-        &self,
-        x: &Rows,
-        layout: &Layout,
-        attend: impl FnOnce(&Rows, &Self) -> candle_core::Result<Rows>,
-    ) -> candle_core::Result<Rows> {
-        let qkv = self.qkv.forward(&x.rms_norm(&self.input_norm, self.eps)?, None)?;
-        let qkv = qkv.qk_rope(layout, (self.q_heads, self.kv_heads), self.qk_norm.as_ref())?;
-        let attended = attend(&qkv, self)?;
-        drop(qkv);
-        let x = self.o.forward(&attended, Some(x))?;
-        let gated = self.gate_up.gated(&x.rms_norm(&self.post_norm, self.eps)?)?;
-        self.down.forward(&gated, Some(&x))
-    }
-
-    /// The same numbers, not followed by autograd.
-    pub(crate) fn detach(&self) -> Self {
-        Self {
-            input_norm: self.input_norm.detach(),
-            qkv: self.qkv.detach(),
-            qk_norm: self.qk_norm.as_ref().map(|n| QkNorm { q: n.q.detach(), k: n.k.detach(), eps: n.eps }),
-            o: self.o.detach(),
-            post_norm: self.post_norm.detach(),
-            gate_up: self.gate_up.detach(),
-            down: self.down.detach(),
-            ..*self
-        }
-    }
-}
-
-/// Rotation frequencies, `[head_dim / 2]`, as `transformers` computes them.
-fn inv_freq(config: &DecoderConfig) -> Vec<f64> {
-    let plain =
-        (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
-    match config.rope_scaling {
-        RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => plain
-            .map(|f| {
-                let context = original_max_position_embeddings as f64;
-                let wavelength = 2.0 * std::f64::consts::PI / f;
-                if wavelength < context / high_freq_factor {
-                    f
-                } else if wavelength > context / low_freq_factor {
-                    f / factor
-                } else {
-                    let smooth =
-                        (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * f / factor + smooth * f
-                }
-            })
-            .collect(),
     }
 }
