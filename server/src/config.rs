@@ -1,17 +1,19 @@
-//! Flags and their environment twins.
+//! The command line: the flags of `serve` and of what runs a model, and their environment twins. Other commands' flags are
+//! with the commands.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
 
 use crate::device::{Devices, Dtype, Wanted};
 use crate::engine::Limits;
-use crate::model;
-use crate::plan;
+use crate::health::HealthArgs;
+use crate::model::{self, Against, NamedModel};
+use crate::plan::PlanArgs;
+use crate::score::ScoreArgs;
+use crate::shell::ShellArgs;
 use crate::telemetry::otlp::Traces;
 use crate::tls::TlsFiles;
 
@@ -38,39 +40,6 @@ pub(crate) enum Command {
     Completions(ShellArgs),
     /// Writes the manual page.
     Man,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    /// Checkpoint directory or hub id; default: the built-in one.
-    #[arg(long, env = "QRM_MODEL")]
-    pub(crate) model: Option<String>,
-    #[command(flatten)]
-    pub(crate) job: plan::Job,
-    /// Tokens a second that one server computes, where that is known: nothing is measured then.
-    #[arg(long, value_parser = plan::positive)]
-    pub(crate) tokens_per_second: Option<f64>,
-    /// Prints JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct HealthArgs {
-    /// Where the server listens.
-    #[arg(long, env = "QRM_HOST", default_value = "127.0.0.1")]
-    pub(crate) host: String,
-    /// Its HTTP port, without TLS.
-    #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
-    pub(crate) port: u16,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ShellArgs {
-    /// Which.
-    pub(crate) shell: Shell,
 }
 
 impl Cli {
@@ -100,30 +69,30 @@ pub(crate) struct EngineArgs {
     /// Where the model runs: `auto` (all GPUs, else the CPU), `cpu`, `cuda:0`, or several, as `cuda:0,cuda:1`: a copy of the
     /// model on each.
     #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
-    pub(crate) device: Wanted,
+    device: Wanted,
     /// One copy with its layers divided over the devices, for a model that is too large for one of them.
     #[arg(long, env = "QRM_SPLIT_LAYERS")]
-    pub(crate) split_layers: bool,
+    split_layers: bool,
     /// What weights are held in.
     #[arg(long, env = "QRM_DTYPE", default_value = "auto")]
-    pub(crate) dtype: Dtype,
+    dtype: Dtype,
     /// Directory where int8 weights are kept from one start to the next, a file for each checkpoint.
     #[arg(long, env = "QRM_INT8_CACHE", value_name = "DIR")]
-    pub(crate) int8_cache: Option<PathBuf>,
+    int8_cache: Option<PathBuf>,
     /// Compute threads; 0 = one per core.
     #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
-    pub(crate) threads: usize,
+    threads: usize,
     /// Batches that are computed side by side on each device; on the CPU they divide the threads among them.
     #[arg(long, env = "QRM_WORKERS", default_value_t = 1)]
-    pub(crate) workers: usize,
+    workers: usize,
     /// What one batch may cost, in unique tokens (a costlier trajectory is a batch of its own); default: measured at the
     /// start, the smallest at which the device is busy.
     #[arg(long, env = "QRM_MAX_BATCH_TOKENS")]
-    pub(crate) max_batch_tokens: Option<usize>,
+    max_batch_tokens: Option<usize>,
     /// MiB of keys and values of prompts that are kept between batches, on each device; 0 = none. Default: 512 on the CPU, a
     /// third of what a GPU has free once the model is loaded and has computed its largest batch.
     #[arg(long, env = "QRM_PREFIX_CACHE_MIB", value_parser = mebibytes)]
-    pub(crate) prefix_cache_mib: Option<usize>,
+    prefix_cache_mib: Option<usize>,
 }
 
 impl EngineArgs {
@@ -141,7 +110,10 @@ impl EngineArgs {
             max_queue_requests,
             prefix_cache_bytes: self.prefix_cache_mib.map(|mib| mib << 20),
             workers: self.workers,
-            threads: self.threads,
+            threads: match self.threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads,
+            },
         }
     }
 }
@@ -154,16 +126,16 @@ pub(crate) struct ServeArgs {
     /// `name=path`. Several serve several models; requests that name none go to the first. Default: a small built-in Q-RM
     /// for arithmetic word problems.
     #[arg(long, env = "QRM_MODEL", value_delimiter = ',')]
-    pub(crate) model: Vec<NamedModel>,
+    model: Vec<NamedModel>,
     /// Policy that the first model is read against, of the same tokens: the model's own reward is then β log π/π_ref (DPO).
     #[arg(long, env = "QRM_REFERENCE_MODEL")]
-    pub(crate) reference_model: Option<String>,
+    reference_model: Option<String>,
     /// β of that reward; default: the checkpoint's, else 0.1.
     #[arg(long, env = "QRM_REFERENCE_BETA", requires = "reference_model")]
-    pub(crate) reference_beta: Option<f64>,
+    reference_beta: Option<f64>,
     /// The first model's name in requests and answers; default: the last part of `--model`.
     #[arg(long, env = "QRM_SERVED_MODEL_NAME")]
-    pub(crate) served_model_name: Option<String>,
+    served_model_name: Option<String>,
     /// Address to listen on.
     #[arg(long, env = "QRM_HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
@@ -225,75 +197,16 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "QRM_CORS_ORIGIN", value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
     #[command(flatten)]
-    pub(crate) traces: Traces,
+    traces: Traces,
     /// Form of the log on stderr.
     #[arg(long, env = "QRM_LOG_FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ScoreArgs {
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    /// Checkpoint directory or hub id; default: the built-in one.
-    #[arg(long, env = "QRM_MODEL")]
-    pub(crate) model: Option<String>,
-    /// JSONL: each row one input of the HTTP request, with an id.
-    #[arg(long)]
-    pub(crate) input: PathBuf,
-    /// JSONL: one answer object per trajectory. Ids already in it are skipped.
-    #[arg(long)]
-    pub(crate) output: PathBuf,
-    /// Reward to give; default: what the model was trained for.
-    #[arg(long)]
-    pub(crate) reward: Option<String>,
-    /// Extra fields per trajectory, comma-separated, as in the HTTP request's `include`.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) include: Vec<String>,
-    /// Appends the checkpoint's end-of-sequence token to every response.
-    #[arg(long)]
-    pub(crate) append_eos: bool,
-    /// Drops prompt tokens from the left until the trajectory fits the context.
-    #[arg(long)]
-    pub(crate) truncate_prompt: bool,
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     Text,
     Json,
-}
-
-/// A checkpoint and the name it is served under.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct NamedModel {
-    pub(crate) name: String,
-    /// Directory or hub id; none: built in.
-    pub(crate) source: Option<String>,
-    pub(crate) against: Option<Against>,
-}
-
-/// What a policy is read against.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Against {
-    /// Directory or hub id.
-    pub(crate) source: String,
-    pub(crate) beta: Option<f64>,
-}
-
-impl FromStr for NamedModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, source) = match text.split_once('=') {
-            Some((name, source)) if !name.contains('/') => (name.to_owned(), source),
-            _ => (model::name(Some(text)), text),
-        };
-        match name.is_empty() || source.is_empty() {
-            true => Err("a checkpoint, or name=checkpoint".into()),
-            false => Ok(Self { name, source: Some(source.to_owned()), against: None }),
-        }
-    }
 }
 
 impl ServeArgs {

@@ -6,11 +6,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-
-use crate::config::HealthArgs;
+use clap::Args;
 
 /// For each step of asking.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HealthArgs {
+    /// Where the server listens.
+    #[arg(long, env = "QRM_HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Its HTTP port, without TLS.
+    #[arg(long, env = "QRM_PORT", default_value_t = 8080)]
+    port: u16,
+}
 
 /// Exit status 0 where `GET /ready` is answered with 200.
 pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {

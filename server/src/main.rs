@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: flags and their environment twins.
+//! - [`config`]: the flags of `serve` and of every engine, and their environment twins; other flags are with their commands.
 //! - [`device`]: the devices that they name.
 //! - [`engine`]: the bounded queue, batches by token budget, the worker that owns the device.
 //! - [`request`]: from the wire's request to trajectories and back to its answer; every front goes through it.

@@ -1,11 +1,11 @@
-//! The model that is served: a checkpoint directory, a hub id, or the one that is built in.
+//! The model that is served: a checkpoint directory, a hub id, or the one that is built in; and its name.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Context;
 use qrm_model::{Placement, RewardModel, checkpoint};
 
-use crate::config::Against;
 use crate::device::Devices;
 
 /// Served where no other is named: see `server/default-model/README.md`.
@@ -19,6 +19,38 @@ const BUILT_IN: [(&str, &[u8]); 5] = [
 
 /// Its name in requests and answers.
 const BUILT_IN_NAME: &str = "arithmetic-qrm";
+
+/// A checkpoint and the name it is served under.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct NamedModel {
+    pub(crate) name: String,
+    /// Directory or hub id; none: built in.
+    pub(crate) source: Option<String>,
+    pub(crate) against: Option<Against>,
+}
+
+/// What a policy is read against.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Against {
+    /// Directory or hub id.
+    pub(crate) source: String,
+    pub(crate) beta: Option<f64>,
+}
+
+impl FromStr for NamedModel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, source) = match text.split_once('=') {
+            Some((name, source)) if !name.contains('/') => (name.to_owned(), source),
+            _ => (name(Some(text)), text),
+        };
+        match name.is_empty() || source.is_empty() {
+            true => Err("a checkpoint, or name=checkpoint".into()),
+            false => Ok(Self { name, source: Some(source.to_owned()), against: None }),
+        }
+    }
+}
 
 /// The same weights, once for each placement.
 #[derive(Clone)]

@@ -10,12 +10,11 @@ use std::time::Duration;
 use anyhow::Context;
 use qrm_model::{RewardModel, Trajectory};
 
-use crate::config::{Against, NamedModel};
 use crate::device::Devices;
 use crate::engine::{Engine, Limits, Terms};
 use crate::metrics::Metrics;
 use crate::metrics::drift::Drift;
-use crate::model;
+use crate::model::{self, Against, NamedModel};
 
 /// Requests that name none go to the first.
 pub(crate) struct Models(Vec<Served>);
@@ -109,6 +108,11 @@ impl Models {
     /// Whether accepted work is left after [`Models::close`].
     pub(crate) fn is_busy(&self) -> bool {
         self.0.iter().any(Served::is_busy)
+    }
+
+    /// Whether the last accepted work is done: no more will come.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_closed() && !self.is_busy()
     }
 
     /// Whether all of them are ready for requests; the first reason why not.

@@ -3,9 +3,16 @@
 use std::io::stdout;
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
 
-use crate::config::{Cli, ShellArgs};
+use crate::config::Cli;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ShellArgs {
+    /// Which.
+    shell: Shell,
+}
 
 /// Writes a shell's completions.
 pub(crate) fn completions(args: &ShellArgs) -> ExitCode {

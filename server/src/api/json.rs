@@ -9,7 +9,7 @@ use qrm_proto::RewardsRequest;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use super::intake::{Held, Unread};
+use super::intake::Held;
 use super::{App, count, off_thread};
 use crate::request::Invalid;
 
@@ -30,15 +30,9 @@ impl<T: Body> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.intake.most_each();
-        check_head(request.headers(), limit)?;
+        check_head(request.headers(), app.intake.most_each())?;
         let body = app.intake.read(request.into_body()).await;
-        let (body, held) = body.map_err(|unread| match unread {
-            Unread::TooLarge => ApiError::body_too_large(limit),
-            Unread::Full => app.no_room(),
-            Unread::Slow => ApiError::too_slow(),
-            Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
-        })?;
+        let (body, held) = body.map_err(|unread| app.unread(unread))?;
         let (max_inputs, held_bytes) = (app.max_inputs, body.len());
         let shared = held.clone();
         let parse = move || {

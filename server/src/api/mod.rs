@@ -60,7 +60,7 @@ use crate::models::{Models, Served};
 use crate::request::Invalid;
 use dialects::{openrlhf, slime, trl, vllm};
 use error::ApiError;
-use intake::Intake;
+use intake::{Intake, Unread};
 use off_thread::Turns;
 
 /// What the handlers share.
@@ -86,6 +86,16 @@ impl App {
         let name = name.unwrap_or_else(|| self.models.first_name());
         let found = self.models.find(name);
         found.ok_or_else(|| Invalid::not_found(format!("the model {name:?} is not served here")))
+    }
+
+    /// A body that was not read to its end, as a refusal.
+    fn unread(&self, unread: Unread) -> ApiError {
+        match unread {
+            Unread::TooLarge => ApiError::body_too_large(self.intake.most_each()),
+            Unread::Full => self.no_room(),
+            Unread::Slow => ApiError::too_slow(),
+            Unread::Broken => ApiError::not_json("the body cannot be read to its end"),
+        }
     }
 
     /// Too much is being read and sent.

@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     pub(crate) prefix_cache_bytes: Option<usize>,
     /// Batches that are computed side by side.
     pub(crate) workers: usize,
-    /// Compute threads of all workers together; 0 = one per core.
+    /// Compute threads of all workers together.
     pub(crate) threads: usize,
 }
 
@@ -78,13 +78,11 @@ pub(crate) struct Terms {
 impl Engine {
     /// Starts the workers: `limits.workers` for each copy of the model. Whichever is free takes the next batch.
     pub(crate) fn start(copies: &Copies, limits: Limits, metrics: Metrics) -> anyhow::Result<Self> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if limits.threads == 0 { cores() } else { limits.threads };
         let models: Vec<&Arc<RewardModel>> =
             copies.iter().flat_map(|copy| std::iter::repeat_n(copy, limits.workers.max(1))).collect();
         let pool = |worker: usize| {
             rayon::ThreadPoolBuilder::new()
-                .num_threads((threads / models.len()).max(1))
+                .num_threads((limits.threads / models.len()).max(1))
                 .thread_name(move |i| format!("compute-{worker}-{i}"))
                 .build()
         };

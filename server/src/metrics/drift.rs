@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts,
+    Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    Result,
 };
-use prometheus::{Registry, Result};
 use qrm_model::reward::{HeadKind, RewardKind, TokenScores};
+
+use super::registered;
 
 /// Rewards lie on both sides of 0 and mostly near it.
 const REWARDS: [f64; 21] = [
@@ -123,11 +124,6 @@ impl Drifts {
             peak: self.peak.with_label_values(&[model]),
         }
     }
-}
-
-fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M> {
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
 }
 
 /// Of one model.

@@ -4,6 +4,7 @@ pub(crate) mod drift;
 
 use std::time::{Duration, Instant};
 
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -87,37 +88,18 @@ impl Metrics {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
-            registry.register(Box::new(metric.clone()))?;
-            prometheus::Result::Ok(metric)
-        };
-        let counter = |name: &str, help: &str| {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            prometheus::Result::Ok(metric)
-        };
-        let gauge = |name: &str, help: &str| {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            prometheus::Result::Ok(metric)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            prometheus::Result::Ok(metric)
-        };
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help)?);
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            prometheus::Result::Ok(metric)
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
-        let request_seconds = HistogramVec::new(
-            HistogramOpts::new("qrm_request_seconds", "From a request's head to its answer.")
-                .buckets(SECONDS.to_vec()),
-            &["route", "dialect"],
-        )?;
-        registry.register(Box::new(request_seconds.clone()))?;
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            registered(&registry, Histogram::with_opts(options)?)
+        };
         Ok(Self {
             drifts: Drifts::register(&registry)?,
             requests: counters(
@@ -125,7 +107,14 @@ impl Metrics {
                 "Requests answered.",
                 &["route", "dialect", "model", "status", "key"],
             )?,
-            request_seconds,
+            request_seconds: registered(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new("qrm_request_seconds", "From a request's head to its answer.")
+                        .buckets(SECONDS.to_vec()),
+                    &["route", "dialect"],
+                )?,
+            )?,
             in_flight: gauges("qrm_requests_in_flight", "Requests not yet answered.", &["route"])?,
             model_info: gauges(
                 "qrm_model_info",
@@ -230,6 +219,12 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         Ok(out)
     }
+}
+
+/// The metric, which is part of what is told from now on.
+fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> prometheus::Result<M> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }
 
 /// A request under way.

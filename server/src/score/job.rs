@@ -8,7 +8,7 @@ use qrm_model::RewardModel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::ScoreArgs;
+use super::ScoreArgs;
 use crate::device::Devices;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

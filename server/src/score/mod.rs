@@ -9,16 +9,18 @@ mod job;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qrm_model::{RewardModel, Trajectory};
 use qrm_proto::{Input, RewardsRequest};
 use serde_json::Value;
 
-use crate::config::ScoreArgs;
+use crate::config::EngineArgs;
 use crate::engine::{Engine, Terms, Ticket};
 use crate::metrics::Metrics;
 use crate::model;
@@ -28,6 +30,33 @@ use job::{Job, Lines};
 
 /// Exit status of an input with a bad row.
 const BAD_ROW: u8 = 2;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Checkpoint directory or hub id; default: the built-in one.
+    #[arg(long, env = "QRM_MODEL")]
+    model: Option<String>,
+    /// JSONL: each row one input of the HTTP request, with an id.
+    #[arg(long)]
+    input: PathBuf,
+    /// JSONL: one answer object per trajectory. Ids already in it are skipped.
+    #[arg(long)]
+    output: PathBuf,
+    /// Reward to give; default: what the model was trained for.
+    #[arg(long)]
+    reward: Option<String>,
+    /// Extra fields per trajectory, comma-separated, as in the HTTP request's `include`.
+    #[arg(long, value_delimiter = ',')]
+    include: Vec<String>,
+    /// Appends the checkpoint's end-of-sequence token to every response.
+    #[arg(long)]
+    append_eos: bool,
+    /// Drops prompt tokens from the left until the trajectory fits the context.
+    #[arg(long)]
+    truncate_prompt: bool,
+}
 
 /// Scores the file; exit status 2 and a line number for a bad row.
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {

@@ -12,11 +12,11 @@ use futures_util::StreamExt;
 use tonic::{Code, Status};
 use tracing::Instrument;
 
+use super::LOOK;
 use crate::api::App;
 use crate::api::auth;
 use crate::api::ending;
 use crate::api::error::ApiError;
-use crate::api::intake::Unread;
 use crate::api::observe;
 use crate::api::request_id::{self, REQUEST_ID};
 use crate::api::seen::Seen;
@@ -33,8 +33,6 @@ const METHODS: [&str; 8] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 const SCORE_STREAM: &str = "/qrm.v1.RewardService/ScoreStream";
-/// Between looks at whether the server is at its end.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// When the call's answer is no longer wanted.
 #[derive(Debug, Clone, Copy)]
@@ -98,19 +96,14 @@ async fn admit(app: &Arc<App>, method: &str, mut request: Request) -> Result<Req
     }
     let (mut head, body) = request.into_parts();
     let body = app.intake.read(body).await;
-    let (body, held) = body.map_err(|unread| match unread {
-        Unread::TooLarge => ApiError::body_too_large(app.intake.most_each()),
-        Unread::Full => app.no_room(),
-        Unread::Slow => ApiError::too_slow(),
-        Unread::Broken => ApiError::not_json("the message cannot be read to its end"),
-    })?;
+    let (body, held) = body.map_err(|unread| app.unread(unread))?;
     head.extensions.insert(Arc::new(held)); // goes when the message has been decoded
     Ok(Request::from_parts(head, Body::from(body)))
 }
 
 /// Until the last accepted work is done.
 async fn over(app: Arc<App>) {
-    while !app.models.is_closed() || app.models.is_busy() {
+    while !app.models.is_done() {
         tokio::time::sleep(LOOK).await;
     }
 }

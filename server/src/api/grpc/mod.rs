@@ -26,6 +26,9 @@ use tonic_reflection::server::Builder as Reflection;
 use super::App;
 use service::Service;
 
+/// Between looks at whether the server is ready, draining or done.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// All services with their layers.
 pub(crate) fn router(app: Arc<App>) -> anyhow::Result<Router> {
     // For the memory's sake; the limit itself comes later, and is of one input of a stream, not of the stream.
@@ -62,17 +65,17 @@ async fn report(app: Weak<App>, mut reporter: HealthReporter) {
             Ok(()) => ServingStatus::Serving,
             Err(_) => ServingStatus::NotServing,
         };
-        let is_over = app.models.is_closed() && !app.models.is_busy();
+        let is_done = app.models.is_done();
         drop(app);
         if last.replace(now) != Some(now) {
             for service in SERVICES {
                 reporter.set_service_status(service, now).await;
             }
         }
-        if is_over {
+        if is_done {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LOOK).await;
     }
     for service in SERVICES {
         reporter.clear_service_status(service).await;

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status, Streaming};
 use tracing::{Instrument, Span};
 
-use super::{status, wire};
+use super::{LOOK, status, wire};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::intake::{Held, Meter};
@@ -24,8 +24,6 @@ use crate::api::{App, scoring};
 
 /// Inputs of one stream that are at work: enough to fill batches, few enough that streams do not fill the queue.
 const AT_ONCE: usize = 1024;
-/// Between looks at whether the server is draining.
-const LOOK: Duration = Duration::from_millis(100);
 
 struct Scoring {
     app: Arc<App>,

@@ -1,31 +1,45 @@
 //! `qrm-server plan`: how many servers an RL job needs, from what this machine does with this checkpoint.
 //!
-//! Answers shaped like the job's are scored by a real engine, and the rest is arithmetic. A rollout of `prompts · samples`
-//! trajectories has `prompts · (P + samples · T)` tokens to compute, since a group's prompt is computed once.
+//! Answers shaped like the job's are scored by a real engine (`measure`), and the rest is arithmetic. A rollout of
+//! `prompts · samples` trajectories has `prompts · (P + samples · T)` tokens to compute, since a group's prompt is computed
+//! once.
+
+mod measure;
 
 use std::fmt;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use qrm_model::Trajectory;
 use serde::Serialize;
 
-use crate::config::{EngineArgs, PlanArgs};
-use crate::engine::{self, Engine, Terms};
-use crate::metrics::Metrics;
-use crate::model;
+use crate::config::EngineArgs;
+use measure::measure;
 
 /// Servers that are busier than this make a rollout wait whenever it comes a little early.
 const BUSY: f64 = 0.7;
-/// A measurement that took this long is good enough.
-const ENOUGH: Duration = Duration::from_secs(4);
 /// What a token's request and answer hold while it is scored, as text and as numbers, bytes; 50 to 150 were measured.
 const BODY_BYTES: usize = 150;
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Checkpoint directory or hub id; default: the built-in one.
+    #[arg(long, env = "QRM_MODEL")]
+    model: Option<String>,
+    #[command(flatten)]
+    job: Job,
+    /// Tokens a second that one server computes, where that is known: nothing is measured then.
+    #[arg(long, value_parser = positive)]
+    tokens_per_second: Option<f64>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// What the policy's training asks for.
 #[derive(Debug, Clone, Copy, Args, Serialize)]
-pub(crate) struct Job {
+struct Job {
     /// Prompts of a step.
     #[arg(long, default_value_t = 512, value_parser = at_least_one)]
     prompts: usize,
@@ -139,85 +153,6 @@ impl Plan {
     }
 }
 
-/// Tokens a second, and what they were measured on.
-fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
-    let (copies, job) = (model::load(args.model.as_deref(), None, &args.engine.devices()?)?, args.job);
-    let model = copies.first.clone();
-    let length = job.prompt_tokens.saturating_add(job.response_tokens);
-    anyhow::ensure!(
-        length <= model.context_length(),
-        "trajectories of {length} tokens do not fit the model's context of {}",
-        model.context_length()
-    );
-    let metrics = Metrics::new()?;
-    let engine = Engine::start(&copies, args.engine.limits(usize::MAX, usize::MAX), metrics.clone())?;
-    let (mut seed, mut samples, mut groups) = (0, 1, 1);
-    // More and more of a rollout, until it takes long enough; what was scored before is not met again.
-    let (rate, trajectories) = loop {
-        let batch = rollout(&job, groups, samples, model.vocab_size(), &mut seed);
-        let (trajectories, start) = (batch.len(), Instant::now());
-        let terms = Terms { client: "".into(), priority: 0, deadline: None };
-        let output = engine.submit(batch, terms)?.blocking_answer()?;
-        let took = start.elapsed();
-        if took > ENOUGH || (groups, samples) == (job.prompts, job.samples) {
-            break (output.computed_tokens as f64 / took.as_secs_f64().max(1e-9), trajectories);
-        }
-        match samples < job.samples {
-            true => samples = (samples * 2).min(job.samples),
-            false => groups = (groups * 2).min(job.prompts),
-        }
-    };
-    let cached = usize::try_from(metrics.prefix_cache_bytes.get()).unwrap_or(0);
-    let prompts = job.prompts.saturating_mul(job.prompt_tokens).saturating_mul(model.kv_bytes_per_token());
-    let machine = Machine {
-        model: model::name(args.model.as_deref()),
-        parameters: model.parameters(),
-        threads: threads(&args.engine),
-        trajectories,
-        peak_bytes: peak_memory().saturating_sub(cached),
-        prefix_cache_bytes: prompts
-            .min(engine::cache_bytes(&model, args.engine.limits(0, 0).prefix_cache_bytes)?),
-    };
-    Ok((rate, machine))
-}
-
-fn threads(engine: &EngineArgs) -> usize {
-    match engine.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    }
-}
-
-/// Groups of answers to prompts that begin differently, of tokens that mean nothing.
-fn rollout(job: &Job, groups: usize, samples: usize, vocab: usize, seed: &mut u64) -> Vec<Trajectory> {
-    let mut ids = |count: usize| -> Vec<u32> {
-        let mut id = || {
-            // splitmix64
-            *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) % vocab.max(1) as u64) as u32
-        };
-        (0..count).map(|_| id()).collect()
-    };
-    let mut batch = Vec::with_capacity(groups * samples);
-    for _ in 0..groups {
-        let prompt = ids(job.prompt_tokens);
-        for _ in 0..samples {
-            let (prompt_ids, response_ids) = (prompt.clone().into(), ids(job.response_tokens).into());
-            batch.push(Trajectory { prompt_ids, response_ids });
-        }
-    }
-    batch
-}
-
-/// Most memory that this process has held, bytes; 0 where the kernel does not say.
-fn peak_memory() -> usize {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
-}
-
 fn mib(bytes: usize) -> usize {
     bytes.div_ceil(1 << 20)
 }
@@ -274,7 +209,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 /// For flags that are divided by.
-pub(crate) fn positive(text: &str) -> Result<f64, String> {
+fn positive(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x: &f64| *x > 0.0 && x.is_finite()).ok_or_else(|| "a number above 0".into())
 }
 
