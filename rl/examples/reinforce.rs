@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use qrm_model::reward::Normalize;
 use qrm_rl::learner::Learner;
 use qrm_rl::objective::reinforce;
 use qrm_rl::rewards::{Asked, Rewards};
 use qrm_rl::rollout::Sampler;
-use qrm_rl::signal::{Normalize, normalize};
+use qrm_rl::signal::normalize;
 use qrm_rl::task::Source;
 use qrm_trainer::optimizer::Settings;
 use qrm_trainer::task::Split;
@@ -30,8 +31,7 @@ fn main() -> anyhow::Result<()> {
         let trajectories: Vec<_> = answers.iter().map(|answer| answer.trajectory()).collect();
         let tokens: usize = rewards.iter().map(Vec::len).sum();
         policy.update(&trajectories, 3e-5, |places, outputs| {
-            let advantages: Vec<f32> = places.iter().flat_map(|i| rewards[*i].clone()).collect();
-            reinforce(outputs, &advantages, tokens as f64)
+            reinforce(outputs, &rewards[places].concat(), tokens as f64)
         })?;
         let right = answers.iter().filter(|answer| answer.is_right).count();
         println!("step {step}: {right} of {} right", answers.len());

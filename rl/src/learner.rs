@@ -1,5 +1,6 @@
 //! A model that learns: its forward passes, its gradients, its optimiser.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -8,6 +9,8 @@ use qrm_model::checkpoint::CheckpointError;
 use qrm_model::reward::{HeadKind, TokenScores};
 use qrm_model::training::{Gradients, Method};
 use qrm_model::{RewardModel, Trajectory};
+use qrm_trainer::batches::within;
+use qrm_trainer::evaluate::score_all;
 use qrm_trainer::export::{self, Card, Store};
 use qrm_trainer::optimizer::{AdamW, Settings, plain};
 use qrm_trainer::state::{Position, States};
@@ -54,7 +57,7 @@ impl Learner {
     /// A critic's `V(s_t)`, `[T]` each.
     pub fn values(&self, trajectories: &[Trajectory]) -> anyhow::Result<Vec<Vec<f32>>> {
         let states: Vec<Trajectory> = trajectories.iter().map(states).collect();
-        Ok(scores(&self.model, &states, self.budget)?.into_iter().map(|s| s.logit).collect())
+        Ok(score_all(&self.model, &states, self.budget)?.into_iter().map(|s| s.logit).collect())
     }
 
     /// One update. `loss` is the share that some of the trajectories (by their places) have in the step's loss, of the head's
@@ -63,12 +66,12 @@ impl Learner {
         &mut self,
         trajectories: &[Trajectory],
         lr: f64,
-        mut loss: impl FnMut(&[usize], &Tensor) -> candle_core::Result<Tensor>,
+        mut loss: impl FnMut(Range<usize>, &Tensor) -> candle_core::Result<Tensor>,
     ) -> anyhow::Result<f64> {
         let mut gradients = Gradients::new(self.model.trained());
-        for places in within(trajectories, self.budget) {
-            let batch: Vec<Trajectory> = places.iter().map(|i| trajectories[*i].clone()).collect();
-            let value = self.model.train(&batch, false, &mut gradients, |outputs| loss(&places, outputs))?;
+        for places in within(trajectories.iter().map(Trajectory::len), self.budget) {
+            let batch = &trajectories[places.clone()];
+            let value = self.model.train(batch, false, &mut gradients, |outputs| loss(places, outputs))?;
             anyhow::ensure!(value.is_finite(), "the loss is {value}");
         }
         let gradients = plain(self.model.trained(), &gradients)?;
@@ -101,7 +104,7 @@ impl Learner {
     /// Writes it in Hugging Face layout.
     pub fn save(&self, to: &Path) -> anyhow::Result<()> {
         let card =
-            Card { reward_model: None, step_separator: "\n".into(), beta_gamma: None, evaluation: None };
+            Card { is_reward_model: false, step_separator: "\n".into(), beta_gamma: None, evaluation: None };
         export::write(&self.model, &Method::Full, &self.base, to, Store::F32, &card)
     }
 }
@@ -113,20 +116,7 @@ pub fn log_probs(
     budget: usize,
 ) -> anyhow::Result<Vec<Vec<f32>>> {
     let minus = |s: TokenScores| s.logit.iter().zip(&s.logsumexp).map(|(z, l)| (z - l).min(0.0)).collect();
-    Ok(scores(model, trajectories, budget)?.into_iter().map(minus).collect())
-}
-
-fn scores(
-    model: &RewardModel,
-    trajectories: &[Trajectory],
-    budget: usize,
-) -> anyhow::Result<Vec<TokenScores>> {
-    let mut all = Vec::with_capacity(trajectories.len());
-    for places in within(trajectories, budget) {
-        let batch: Vec<Trajectory> = places.iter().map(|i| trajectories[*i].clone()).collect();
-        all.extend(model.score(&batch)?.scores);
-    }
-    Ok(all)
+    Ok(score_all(model, trajectories, budget)?.into_iter().map(minus).collect())
 }
 
 /// A scalar head reads at a token's own position: shifted by one it reads the state before each response token.
@@ -135,25 +125,6 @@ pub fn states(trajectory: &Trajectory) -> Trajectory {
     let Some((last, before)) = prompt.split_last() else { return trajectory.clone() };
     let read = std::iter::once(*last).chain(response.iter().copied()).take(response.len());
     Trajectory { prompt_ids: before.into(), response_ids: read.collect() }
-}
-
-/// Places in order, as many together as have so many tokens; at least one.
-fn within(trajectories: &[Trajectory], budget: usize) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut tokens = usize::MAX;
-    for (i, trajectory) in trajectories.iter().enumerate() {
-        match batches.last_mut() {
-            Some(batch) if tokens.saturating_add(trajectory.len()) <= budget => {
-                batch.push(i);
-                tokens += trajectory.len();
-            }
-            _ => {
-                batches.push(vec![i]);
-                tokens = trajectory.len();
-            }
-        }
-    }
-    batches
 }
 
 #[cfg(test)]
@@ -165,13 +136,5 @@ mod tests {
         let of = |p: &[u32], r: &[u32]| Trajectory { prompt_ids: p.into(), response_ids: r.into() };
         assert_eq!(states(&of(&[1, 2, 3], &[4, 5])), of(&[1, 2], &[3, 4]));
         assert_eq!(states(&of(&[1], &[4])), of(&[], &[1]));
-    }
-
-    #[test]
-    fn batches_keep_their_budget() {
-        let of = |n: usize| Trajectory { prompt_ids: [].into(), response_ids: vec![0; n].into() };
-        let all: Vec<Trajectory> = [3, 3, 9, 1, 2].map(of).to_vec();
-        assert_eq!(within(&all, 6), [vec![0, 1], vec![2], vec![3, 4]]);
-        assert!(within(&[], 6).is_empty());
     }
 }

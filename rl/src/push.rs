@@ -1,10 +1,10 @@
 //! What the tokens of a rollout are pushed by: from rewards to advantages, as each algorithm has it.
 
+use qrm_model::reward::{Normalize, Stats};
+
 use crate::rollout::Rollout;
 use crate::settings::{Algorithm, Settings};
-use crate::signal::{
-    Normalize, end_by_mean, gae, group_advantages, moments, normalize, q_advantages, returns,
-};
+use crate::signal::{end_by_mean, gae, group_advantages, normalize, q_advantages, returns};
 
 /// `[T]` of each answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,7 @@ impl Push {
                 *reward -= s.kl_coef as f32 * kl;
             }
         }
-        let (kl, _) = moments(kl.iter().flatten());
+        let kl = Stats::of(kl.iter().flatten()).mean;
         let mut push = Self { advantages: Vec::new(), old, reference, returns: Vec::new(), values, kl };
         match s.algorithm {
             Algorithm::Grpo => {
@@ -61,7 +61,7 @@ impl Push {
                 push.advantages = each.map(|(a, r)| vec![a; r.len()]).collect();
             }
             Algorithm::Ppo if is_immediate => {
-                let (_, value_std) = moments(push.values.iter().flatten());
+                let value_std = Stats::of(push.values.iter().flatten()).std;
                 let of = |(r, v): (&Vec<f32>, &Vec<f32>)| q_advantages(r, v, s.critic_weight, value_std);
                 push.advantages = rewards.iter().zip(&push.values).map(of).collect();
                 // V(s) is what Q(s, ·) is on average, so the rewards are what the critic learns.

@@ -1,8 +1,10 @@
 //! The loop: sample, have it judged, learn.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use qrm_model::reward::Stats;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::report::Report;
 use qrm_trainer::state::{Position, States};
@@ -14,7 +16,6 @@ use crate::objective::{Outcome, clipped, entropy, kl, reinforce, value};
 use crate::push::{Push, scores};
 use crate::rollout::{Judge, Rollout, Sampler};
 use crate::settings::{Algorithm, Settings};
-use crate::signal::moments;
 use crate::task::{Question, Source};
 
 /// Saved states that are kept: of two learners, one may have been saved and the other not.
@@ -169,7 +170,7 @@ impl Run {
         let (learning, all) = (learning.elapsed().as_secs_f64(), start.elapsed().as_secs_f64());
         let answers = rollout.answers.len().max(1) as f64;
         let tokens: usize = rollout.answers.iter().map(|a| a.response_ids.len()).sum();
-        let (reward, reward_std) = moments(scores(&self.settings, &rollout).iter());
+        let Stats { mean: reward, std: reward_std, .. } = Stats::of(scores(&self.settings, &rollout).iter());
         let share = |of: fn(&crate::rollout::Answer) -> bool| {
             rollout.answers.iter().filter(|a| of(a)).count() as f64 / answers
         };
@@ -226,20 +227,18 @@ impl Run {
         for _ in 0..s.epochs.max(1) {
             for (number, batch) in trajectories.chunks(size).enumerate() {
                 let first = number * size;
-                let of = |all: &[Vec<f32>], places: &[usize]| -> Vec<f32> {
-                    places.iter().flat_map(|i| all.get(first + i).cloned().unwrap_or_default()).collect()
-                };
+                let of = |all: &[Vec<f32>], places: &Range<usize>| all[first..][places.clone()].concat();
                 let total: usize = batch.iter().map(|t| t.response_ids.len()).sum();
                 let total = total as f64;
                 grad_norm = self.policy.update(batch, policy_lr, |places, outputs| {
-                    let (advantages, old) = (of(&push.advantages, places), of(&push.old, places));
+                    let (advantages, old) = (of(&push.advantages, &places), of(&push.old, &places));
                     outcome.add(Outcome::of(outputs, &old, s.clip)?);
                     let mut loss = match s.algorithm {
                         Algorithm::Reinforce => reinforce(outputs, &advantages, total)?,
                         _ => clipped(outputs, &advantages, &old, s.clip, total)?,
                     };
                     if s.algorithm == Algorithm::Grpo && s.kl_coef > 0.0 {
-                        loss = (loss + (kl(outputs, &of(&push.reference, places), total)? * s.kl_coef)?)?;
+                        loss = (loss + (kl(outputs, &of(&push.reference, &places), total)? * s.kl_coef)?)?;
                     }
                     if s.entropy_coef > 0.0 {
                         loss = (loss - (entropy(outputs, total)? * s.entropy_coef)?)?;
@@ -249,7 +248,7 @@ impl Run {
                 if let Some(critic) = &mut self.critic {
                     let states: Vec<Trajectory> = batch.iter().map(crate::learner::states).collect();
                     critic.update(&states, critic_lr, |places, outputs| {
-                        let (returns, old) = (of(&push.returns, places), of(&push.values, places));
+                        let (returns, old) = (of(&push.returns, &places), of(&push.values, &places));
                         value(outputs, &returns, &old, s.value_clip, total)
                     })?;
                 }

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use qrm_model::reward::Normalize;
 use qrm_trainer::optimizer::{Decay, Schedule, Settings as Adam};
 use serde_json::{Value, json};
 
 use crate::rollout::Sampler;
-use crate::signal::{Kl, Normalize};
+use crate::signal::Kl;
 
 /// How a policy learns from rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,17 +1,7 @@
 //! From rewards to what a token is pushed by. Plain numbers; a trajectory's are `[T]`.
 
 use clap::ValueEnum;
-
-/// How rewards are scaled, with μ and σ over all response tokens of a rollout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Normalize {
-    /// As they come.
-    None,
-    /// r / σ, as the released Q-RM code has it.
-    Std,
-    /// (r − μ) / σ, as the paper has it.
-    Standard,
-}
+use qrm_model::reward::{Normalize, Stats};
 
 /// An estimate of KL(π ‖ π_ref) from one token (Schulman, "Approximating KL divergence").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,37 +30,23 @@ impl Kl {
     }
 }
 
-/// Mean and population standard deviation of all numbers, in f64.
-pub fn moments<'a>(all: impl Iterator<Item = &'a f32> + Clone) -> (f64, f64) {
-    let n = all.clone().count().max(1) as f64;
-    let mean = all.clone().map(|x| f64::from(*x)).sum::<f64>() / n;
-    let var = all.map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
-    (mean, var.sqrt())
-}
-
 /// Mean and standard deviation of a sample, which is over one less than there are; 0 of a single one.
 pub fn spread(sample: &[f32]) -> (f64, f64) {
-    let (mean, std) = moments(sample.iter());
+    let Stats { mean, std, .. } = Stats::of(sample.iter());
     let n = sample.len() as f64;
     (mean, if n > 1.0 { std * (n / (n - 1.0)).sqrt() } else { 0.0 })
 }
 
-/// Scales all trajectories' numbers together; a σ of (nearly) nothing divides by 1.
+/// Scales all trajectories' numbers together, as a server does those of a request.
 pub fn normalize(all: &mut [Vec<f32>], how: Normalize) {
-    let (mean, std) = moments(all.iter().flatten());
-    let std = if std > 1e-8 { std } else { 1.0 };
-    let mean = match how {
-        Normalize::None => return,
-        Normalize::Std => 0.0,
-        Normalize::Standard => mean,
-    };
-    all.iter_mut().flatten().for_each(|x| *x = ((f64::from(*x) - mean) / std) as f32);
+    let stats = Stats::of(all.iter().flatten());
+    all.iter_mut().for_each(|numbers| how.apply(numbers, &stats));
 }
 
 /// Puts a trajectory's mean in the place of its last reward: what an end of sequence is worth is not a matter of the token
 /// (REINFORCE in the paper).
 pub fn end_by_mean(rewards: &mut [f32]) {
-    let (mean, _) = moments(rewards.iter());
+    let mean = Stats::of(rewards.iter()).mean;
     if let Some(end) = rewards.last_mut() {
         *end = mean as f32;
     }
@@ -116,7 +92,7 @@ pub fn q_advantages(rewards: &[f32], values: &[f32], weight: f64, value_std: f64
 /// GRPO's (arXiv 2402.03300): each answer's score against its group, `(s − mean) / (std + 1e-4)`; groups follow one another.
 pub fn group_advantages(scores: &[f32], group: usize) -> Vec<f32> {
     let of = |group: &[f32]| -> Vec<f32> {
-        let (mean, std) = moments(group.iter());
+        let Stats { mean, std, .. } = Stats::of(group.iter());
         group.iter().map(|s| ((f64::from(*s) - mean) / (std + 1e-4)) as f32).collect()
     };
     scores.chunks(group.max(1)).flat_map(of).collect()

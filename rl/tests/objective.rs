@@ -125,7 +125,7 @@ fn an_update_goes_the_right_way() {
     for _ in 0..3 {
         policy
             .update(&answers, 1e-3, |places, outputs| {
-                let advantages: Vec<f32> = places.iter().flat_map(|i| [[1.0, -1.0, 0.0][*i]; 5]).collect();
+                let advantages: Vec<f32> = places.flat_map(|i| [[1.0, -1.0, 0.0][i]; 5]).collect();
                 reinforce(outputs, &advantages, 15.0)
             })
             .unwrap();

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor, Var};
 use clap::ValueEnum;
+use qrm_model::reward::Normalize;
 use qrm_rl::objective::{clipped, entropy, kl, reinforce, value};
 use qrm_rl::push::Push;
 use qrm_rl::rollout::{Answer, Rollout};
 use qrm_rl::settings::{Algorithm, Credit, Settings};
-use qrm_rl::signal::{Kl, Normalize};
+use qrm_rl::signal::Kl;
 use qrm_trainer::optimizer::{Decay, Settings as Adam};
 use serde::Deserialize;
 
@@ -33,7 +34,7 @@ struct Reference {
 struct Case {
     algorithm: String,
     reward: String,
-    normalize: String,
+    normalize: Normalize,
     kl_form: String,
     advantages: Vec<Vec<f32>>,
     returns: Vec<Vec<f32>>,
@@ -79,7 +80,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         validation: String::new(),
         started: String::new(),
         judge: String::new(),
-        normalize: Normalize::from_str(&case.normalize, true).unwrap(),
+        normalize: case.normalize,
         credit: Credit::Auto,
         end_by_mean: algorithm == Algorithm::Reinforce,
         kl_coef: 0.05,
@@ -164,7 +165,7 @@ fn tokens_are_pushed_as_in_pytorch() {
         let rollout = rollout(rewards, &case.reward, true);
         let settings = settings(algorithm, case);
         let push = Push::new(&settings, &rollout, r.old.clone(), r.reference.clone(), values, r.group);
-        let what = format!("{} {} {} {}", case.algorithm, case.reward, case.normalize, case.kl_form);
+        let what = format!("{} {} {:?} {}", case.algorithm, case.reward, case.normalize, case.kl_form);
         close(&what, &push.advantages.concat(), &case.advantages.concat());
         close(&what, &push.returns.concat(), &case.returns.concat());
         assert!((push.kl - case.kl).abs() < 1e-5, "{what}: {}, {}", push.kl, case.kl);

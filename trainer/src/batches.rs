@@ -1,10 +1,10 @@
-//! Which examples a step sees, and how they are cut into micro-batches.
+//! Which examples a step sees, and what goes through a model together.
+
+use std::ops::Range;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-
-use crate::data::Example;
 
 /// The order of all steps. It depends on the seed and the step alone, so a run that goes on from a step needs no
 /// other state.
@@ -43,19 +43,30 @@ impl Order {
     }
 }
 
-/// Examples in order, cut so that a micro-batch holds at most `tokens` tokens, or one example.
-pub fn micro_batches<'a>(examples: &[&'a Example], tokens: usize) -> Vec<Vec<&'a Example>> {
-    let mut batches: Vec<Vec<&Example>> = Vec::new();
-    let mut held = usize::MAX;
-    for example in examples {
+/// Places in order, as many together as have at most `budget` tokens, or one; `lengths` are the tokens of each.
+pub fn within(lengths: impl Iterator<Item = usize>, budget: usize) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    let mut held = 0;
+    for (i, length) in lengths.enumerate() {
         match batches.last_mut() {
-            Some(batch) if held + example.tokens() <= tokens => batch.push(example),
+            Some(batch) if held + length <= budget => batch.end = i + 1,
             _ => {
-                batches.push(vec![example]);
+                batches.push(i..i + 1);
                 held = 0;
             }
         }
-        held += example.tokens();
+        held += length;
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_their_budget() {
+        assert_eq!(within([3, 3, 9, 1, 2].into_iter(), 6), [0..2, 2..3, 3..5]);
+        assert!(within(std::iter::empty(), 6).is_empty());
+    }
 }

@@ -101,8 +101,8 @@ pub fn found(rewards: &[f32], first_wrong: usize) -> Option<f64> {
     (!right.is_empty()).then(|| f64::from(u8::from(is_least)) / (ties + 1) as f64)
 }
 
-/// 1, or ½ of a tie.
-fn ahead(a: f64, b: f64) -> f64 {
+/// What a pair counts for in the share that is told apart: 1 where `a` is more than `b`, ½ where they tie.
+pub fn ahead(a: f64, b: f64) -> f64 {
     if a == b { 0.5 } else { f64::from(u8::from(a > b)) }
 }
 

@@ -6,7 +6,8 @@ use qrm_model::reward::{Stats, TokenScores};
 use qrm_model::{RewardModel, Trajectory};
 use serde::Serialize;
 
-use crate::credit::{Reading, readings};
+use crate::batches::within;
+use crate::credit::{Reading, ahead, readings};
 use crate::data::Example;
 
 /// Of a reward model on pairs, or of a policy on answers.
@@ -105,23 +106,15 @@ impl Score {
     }
 }
 
-/// Scores all answers in batches of about `tokens` tokens, in order.
+/// Scores all answers in batches of at most `tokens` tokens, in order.
 pub fn score_all(
     model: &RewardModel,
     answers: &[Trajectory],
     tokens: usize,
 ) -> anyhow::Result<Vec<TokenScores>> {
     let mut all = Vec::with_capacity(answers.len());
-    let mut rest = answers;
-    while !rest.is_empty() {
-        let mut held = 0;
-        let fits = rest.iter().take_while(|t| {
-            held += t.len();
-            held <= tokens
-        });
-        let count = fits.count().max(1);
-        all.extend(model.score(&rest[..count])?.scores);
-        rest = &rest[count..];
+    for batch in within(answers.iter().map(Trajectory::len), tokens) {
+        all.extend(model.score(&answers[batch])?.scores);
     }
     Ok(all)
 }
@@ -179,9 +172,8 @@ pub fn evaluate(
                 score.of(&pair[0], reference(0)) - score.of(&pair[1], reference(1))
             })
             .collect();
-        let right = |m: &f64| if *m == 0.0 { 0.5 } else { f64::from(u8::from(*m > 0.0)) };
         let n = margins.len().max(1) as f64;
-        evaluation.accuracy = Some(margins.iter().map(right).sum::<f64>() / n);
+        evaluation.accuracy = Some(margins.iter().map(|m| ahead(*m, 0.0)).sum::<f64>() / n);
         evaluation.margin = Some(margins.iter().sum::<f64>() / n);
         evaluation.calibration_error = Some(calibration_error(&margins, beta));
         evaluation.readings = readings(model.head(), examples, &scores);
@@ -197,7 +189,7 @@ fn calibration_error(margins: &[f64], beta: f64) -> f64 {
         let bin = &mut bins[(((confidence - 0.5) * 20.0) as usize).min(9)];
         bin.0 += 1;
         bin.1 += confidence;
-        bin.2 += if *margin == 0.0 { 0.5 } else { f64::from(u8::from(*margin > 0.0)) };
+        bin.2 += ahead(*margin, 0.0);
     }
     let gaps = bins.iter().map(|(_, confidence, right): &(usize, f64, f64)| (confidence - right).abs());
     gaps.sum::<f64>() / margins.len().max(1) as f64

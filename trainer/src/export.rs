@@ -49,8 +49,8 @@ const COPIED: [&str; 7] = [
 /// What `qrm_config.json` says of a training.
 #[derive(Debug, Clone)]
 pub struct Card {
-    /// `q_vocab`, `q_scalar`, `outcome`, `step`, `dpo`; none of a plain language model.
-    pub reward_model: Option<&'static str>,
+    /// Whether it is a reward model, not a plain language model.
+    pub is_reward_model: bool,
     /// What ends a step.
     pub step_separator: String,
     /// β and γ of the loss.
@@ -177,8 +177,8 @@ fn config(model: &RewardModel, base: &Path, store: Store) -> anyhow::Result<Valu
 
 fn qrm_config(model: &RewardModel, card: &Card) -> Value {
     let mut config = Map::new();
-    if let Some(kind) = card.reward_model {
-        config.insert("reward_model".into(), json!(kind));
+    if card.is_reward_model {
+        config.insert("reward_model".into(), json!(model.head().as_str()));
     }
     if let Some((beta, gamma)) = card.beta_gamma {
         config.insert("beta".into(), json!(beta));

@@ -8,7 +8,7 @@
 //! - [`batches`]: the order of the examples, and token-budget micro-batches.
 //! - [`optimizer`]: AdamW, gradient clipping, learning-rate schedules.
 //! - [`workers`]: processes that train together (feature `mpi`).
-//! - [`run`]: the loop. [`state`]: what a killed run goes on from.
+//! - [`run`]: what a run is made of, and the loop. [`state`]: what a killed run goes on from.
 //! - [`evaluate`]: preference accuracy, margin, entropy, calibration. [`credit`]: whether a reward finds the wrong token.
 //! - [`export`]: a finished model in Hugging Face layout, adapters in PEFT's.
 //! - [`report`]: progress bar, JSONL and TensorBoard metrics.

@@ -3,6 +3,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::credit::ahead;
 use crate::data::Example;
 
 /// What is trained for.
@@ -116,10 +117,9 @@ impl Preference {
             loss = ((loss * (1.0 - self.label_smoothing))? + (flipped * self.label_smoothing)?)?;
         }
         let margins: Vec<f32> = margin.to_vec1()?;
-        let right = |m: &f32| if *m == 0.0 { 0.5 } else { f64::from(u8::from(*m > 0.0)) };
         let outcome = Outcome {
             pairs: margins.len(),
-            right: margins.iter().map(right).sum(),
+            right: margins.iter().map(|m| ahead(f64::from(*m), 0.0)).sum(),
             margin: margins.iter().map(|m| f64::from(*m)).sum(),
         };
         Ok(((loss.sum_all()? / total)?, outcome))

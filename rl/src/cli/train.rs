@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use qrm_model::RewardModel;
+use qrm_model::reward::Normalize;
 use qrm_trainer::optimizer::{Decay, Settings as Adam};
 use qrm_trainer::task::Split;
 
@@ -11,7 +13,7 @@ use super::{ServerArgs, TaskArgs};
 use crate::rollout::{Judge, Sampler};
 use crate::run::Run;
 use crate::settings::{Algorithm, Baseline, Credit, Settings};
-use crate::signal::{Kl, Normalize};
+use crate::signal::Kl;
 use crate::task::Question;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,7 +43,7 @@ pub(super) struct TrainArgs {
     #[command(flatten)]
     server: ServerArgs,
     /// Scaling of the rewards; of REINFORCE and PPO.
-    #[arg(long, default_value = "std")]
+    #[arg(long, default_value = "std", value_parser = scalings())]
     normalize: Normalize,
     /// What is taken from a token's reward before that.
     #[arg(long, default_value = "none")]
@@ -139,6 +141,17 @@ pub(super) struct TrainArgs {
     /// Decides every random choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+/// The values of `--normalize`: a server's, by its names, so that both scale alike.
+fn scalings() -> impl TypedValueParser<Value = Normalize> {
+    let all = [
+        ("none", "As they come"),
+        ("std", "r / σ, as the released Q-RM code has it"),
+        ("standard", "(r − μ) / σ, as the paper has it"),
+    ];
+    PossibleValuesParser::new(all.map(|(name, help)| PossibleValue::new(name).help(help)))
+        .try_map(|name| serde_json::from_value::<Normalize>(name.into()))
 }
 
 impl TrainArgs {

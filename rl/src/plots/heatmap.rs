@@ -4,9 +4,9 @@ use std::path::Path;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use qrm_model::reward::Stats;
 
 use super::failed;
-use crate::signal::moments;
 
 /// One answer as one model judges it.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +37,7 @@ pub fn draw(to: &Path, title: &str, rows: &[Row]) -> anyhow::Result<()> {
     for (i, row) in rows.iter().enumerate() {
         let y = 36 + i as i32 * LINE;
         root.draw(&Text::new(row.name.clone(), (10, y + 4), ("sans-serif", 13))).map_err(failed)?;
-        let (mean, std) = moments(row.rewards.iter());
+        let Stats { mean, std, .. } = Stats::of(row.rewards.iter());
         let mut x = NAMES;
         for (token, reward) in row.tokens.iter().zip(&row.rewards) {
             let width = width_of(token);

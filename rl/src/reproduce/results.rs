@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use qrm_model::reward::Stats;
 use serde_json::Value;
 
 use super::judges::Arm;
 use super::plan::{difficulty, stories};
 use super::size::Size;
 use super::stage::Workshop;
-use crate::signal::moments;
 
 /// Of one difficulty.
 pub(super) struct Part {
@@ -111,12 +111,12 @@ impl Trained {
 
     /// The highest point of the average on the validation problems.
     pub(super) fn best(&self) -> Option<f64> {
-        self.curve.values().map(|seeds| moments(seeds.iter()).0).reduce(f64::max)
+        self.curve.values().map(|seeds| Stats::of(seeds.iter()).mean).reduce(f64::max)
     }
 
     /// The first step at which the average is as good.
     pub(super) fn reaches(&self, goal: f64) -> Option<usize> {
-        self.curve.iter().find(|(_, seeds)| moments(seeds.iter()).0 >= goal).map(|(step, _)| *step)
+        self.curve.iter().find(|(_, seeds)| Stats::of(seeds.iter()).mean >= goal).map(|(step, _)| *step)
     }
 }
 

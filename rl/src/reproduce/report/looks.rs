@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use qrm_model::reward::RewardKind;
-use qrm_trainer::credit::answer;
+use qrm_trainer::credit::{ahead, answer};
 use serde_json::Value;
 
 use super::super::results::rows;
@@ -73,8 +73,7 @@ fn auc(looks: &[Look], compared: impl Fn(&Look, &Look) -> bool) -> Option<f64> {
     let (mut sum, mut pairs) = (0.0, 0usize);
     for right in &right {
         for wrong in wrong.iter().filter(|wrong| compared(right, wrong)) {
-            let (r, w) = (right.score(), wrong.score());
-            sum += if r == w { 0.5 } else { f64::from(u8::from(r > w)) };
+            sum += ahead(right.score(), wrong.score());
             pairs += 1;
         }
     }

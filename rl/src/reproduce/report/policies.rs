@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use qrm_model::reward::Stats;
 use serde_json::Value;
 
 use super::super::results::{Part, Trained};
@@ -9,7 +10,7 @@ use super::super::size::Size;
 use super::super::stage::Workshop;
 use crate::plots::curves;
 use crate::plots::curves::{Axes, Line};
-use crate::signal::{moments, spread};
+use crate::signal::spread;
 
 /// `62.1 ± 1.3`, in points.
 fn points(seeds: &[f32]) -> String {
@@ -45,7 +46,7 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
     }
     for trained in part.arms.iter().filter(|t| !t.tests.is_empty()) {
         let outcome = part.outcome(trained.arm.algorithm).filter(|orm| !orm.tests.is_empty());
-        let mean = |t: &Trained| moments(t.test("pass_at_1").iter()).0;
+        let mean = |t: &Trained| Stats::of(t.test("pass_at_1").iter()).mean;
         let margin = outcome.map_or("".into(), |orm| format!("{:+.1}", 100.0 * (mean(trained) - mean(orm))));
         let steps = outcome.and_then(Trained::best).map_or("".into(), |goal| {
             trained.reaches(goal).map_or("not reached".into(), |step| step.to_string())
@@ -59,8 +60,8 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
             points(&trained.test("greedy_pass_at_1")),
             points(&trained.test(&most)),
             points(trained.last()),
-            moments(trained.way.iter()).0,
-            100.0 * moments(trained.waiting.iter()).0,
+            Stats::of(trained.way.iter()).mean,
+            100.0 * Stats::of(trained.waiting.iter()).mean,
             trained.tests.len(),
         )?;
     }

@@ -1,100 +1,63 @@
 //! The loop: steps of micro-batches, evaluation, saved states, and the finished model.
+//!
+//! - `args`: the flags that all training has in common.
+//! - `evaluation`: what is measured on the way, and what is left at the end.
 
-use std::path::PathBuf;
+mod args;
+mod evaluation;
+
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use qrm_model::RewardModel;
 use qrm_model::reward::HeadKind;
-use qrm_model::training::{Gradients, Method};
+use qrm_model::training::Gradients;
 use serde_json::{Value, json};
 
-use crate::batches::{Order, micro_batches};
+use crate::batches::{Order, within};
 use crate::data::{self, Example, Format, Kind};
-use crate::evaluate::{Evaluation, Score, evaluate, score_all};
-use crate::export::{self, Card, Store};
+use crate::evaluate::{Evaluation, Score, score_all};
 use crate::objective::{Objective, Outcome};
-use crate::optimizer::{AdamW, Decay, Schedule, Settings, plain};
+use crate::optimizer::{AdamW, Schedule, plain};
 use crate::report::Report;
 use crate::state::{Position, States};
 use crate::workers::Workers;
 
+pub use args::TrainArgs;
+
 /// Everything a run is made of.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Checkpoint directory to start from.
-    pub model: PathBuf,
-    /// What it becomes.
+    /// What all training has in common.
+    pub args: TrainArgs,
+    /// What the checkpoint becomes.
     pub head: HeadKind,
-    /// `qrm_config.json`'s `reward_model`; none of a plain language model.
-    pub reward_model: Option<&'static str>,
     /// The loss.
     pub objective: Objective,
     /// γ falls to 0 over the run.
     pub gamma_decay: bool,
     /// What preference accuracy compares.
     pub score: Score,
-    /// What is trained.
-    pub method: Method,
     /// What the rows are.
     pub kind: Kind,
-    /// Training rows.
-    pub train: PathBuf,
-    /// Held-out rows.
-    pub eval: Option<PathBuf>,
-    /// Directory of all that the run writes.
-    pub output: PathBuf,
-    /// Answers end with the end-of-sequence token.
-    pub append_eos: bool,
     /// What ends a step, for serving a step-level model.
     pub step_separator: String,
-    /// Decides every random choice.
-    pub seed: u64,
-    /// Passes over the data; `steps` counts where it is given.
-    pub epochs: f64,
-    /// Steps in all.
-    pub steps: Option<usize>,
-    /// Examples of one step, of each process.
-    pub batch: usize,
-    /// Tokens of one forward and backward; a step is cut into as many as it needs.
-    pub micro_batch_tokens: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Share of the steps that warm up.
-    pub warmup: f64,
-    /// What comes after.
-    pub decay: Decay,
-    /// AdamW.
-    pub optimizer: Settings,
-    /// Compute activations again on the way back.
-    pub checkpointing: bool,
-    /// Steps between evaluations; 0 = at start and end.
-    pub eval_every: usize,
-    /// Steps between saved states; 0 = none.
-    pub save_every: usize,
-    /// Saved states that are kept.
-    pub keep: usize,
-    /// Go on from the newest saved state.
-    pub resume: bool,
-    /// Give the model of the best evaluation instead of the last.
-    pub best: bool,
-    /// What the finished weights are stored as.
-    pub store: Store,
 }
 
 impl Run {
     /// Trains, and writes the finished model to `output/model`: the first of the workers does, and gives the evaluation.
     pub fn run(&self, workers: &Workers) -> anyhow::Result<Option<Evaluation>> {
-        let mut model = RewardModel::load_for_training(&self.model, self.head, &self.method, self.seed)
-            .with_context(|| format!("the checkpoint {} cannot be trained", self.model.display()))?;
+        let args = &self.args;
+        let mut model = RewardModel::load_for_training(&args.model, self.head, &args.method(), args.seed)
+            .with_context(|| format!("the checkpoint {} cannot be trained", args.model.display()))?;
         model.set_steps(&self.step_separator);
-        let format = Format { kind: self.kind, append_eos: self.append_eos };
-        let mut train = data::load(&self.train, format, &model)?;
-        let mut held_out = match &self.eval {
+        let format = Format { kind: self.kind, append_eos: !args.no_append_eos };
+        let mut train = data::load(&args.train, format, &model)?;
+        let mut held_out = match &args.eval {
             Some(path) => data::load(path, format, &model)?,
             None => Vec::new(),
         };
-        std::fs::create_dir_all(&self.output)?;
+        std::fs::create_dir_all(&args.output)?;
         if let Objective::Dpo(_) = self.objective {
             // B of an adapter starts at zero and a full model as itself: before the first step, the policy is π_ref.
             for examples in [&mut train, &mut held_out] {
@@ -106,7 +69,7 @@ impl Run {
 
     fn reference(&self, model: &RewardModel, examples: &mut [Example]) -> anyhow::Result<()> {
         for example in examples {
-            let scores = score_all(model, &example.answers, self.micro_batch_tokens)?;
+            let scores = score_all(model, &example.answers, self.args.micro_batch_tokens)?;
             example.reference = scores.iter().map(|s| Score::LogRatio.of(s, 0.0) as f32).collect();
         }
         Ok(())
@@ -114,13 +77,14 @@ impl Run {
 
     /// What has to be the same for a run to go on.
     fn settings(&self, model: &RewardModel, examples: &[Example], batch: usize, steps: usize) -> Value {
+        let args = &self.args;
         json!({
             "model": model.version(), "head": self.head.as_str(), "examples": data::checksum(examples),
             "objective": format!("{:?}", self.objective), "gamma_decay": self.gamma_decay,
-            "method": format!("{:?}", self.method), "seed": self.seed, "steps": steps,
-            "batch": batch, "micro_batch_tokens": self.micro_batch_tokens, "lr": self.lr,
-            "warmup": self.warmup, "decay": format!("{:?}", self.decay),
-            "optimizer": format!("{:?}", self.optimizer),
+            "method": format!("{:?}", args.method()), "seed": args.seed, "steps": steps,
+            "batch": batch, "micro_batch_tokens": args.micro_batch_tokens, "lr": args.lr,
+            "warmup": args.warmup, "decay": format!("{:?}", args.decay),
+            "optimizer": format!("{:?}", args.optimizer()),
         })
     }
 }
@@ -159,23 +123,25 @@ impl<'a> Training<'a> {
         train: Vec<Example>,
         held_out: Vec<Example>,
     ) -> anyhow::Result<Self> {
-        let batch = run.batch * workers.count();
+        let args = &run.args;
+        let batch = args.batch * workers.count();
         anyhow::ensure!(train.len() >= workers.count(), "fewer examples than processes");
-        let order = Order::new(train.len(), batch, run.seed);
-        let steps = run.steps.unwrap_or((run.epochs * order.steps_per_epoch() as f64).ceil() as usize).max(1);
-        let warmup = (run.warmup * steps as f64).round() as usize;
-        let schedule = Schedule { peak: run.lr, warmup, steps, decay: run.decay };
-        let mut optimizer = AdamW::new(run.optimizer, model.trained());
-        let states = States::new(&run.output, run.keep);
+        let order = Order::new(train.len(), batch, args.seed);
+        let steps =
+            args.steps.unwrap_or((args.epochs * order.steps_per_epoch() as f64).ceil() as usize).max(1);
+        let warmup = (args.warmup * steps as f64).round() as usize;
+        let schedule = Schedule { peak: args.lr, warmup, steps, decay: args.decay };
+        let mut optimizer = AdamW::new(args.optimizer(), model.trained());
+        let states = States::new(&args.output, args.keep);
         let settings = run.settings(&model, &train, batch, steps);
         let mut position = Position { step: 0, settings, best: None };
-        if !run.resume {
+        if !args.resume {
             states.none_yet()?;
         } else if let Some(saved) = states.resume(&position.settings, &model, &mut optimizer)? {
             position = saved;
         }
         let report = match workers.rank() {
-            0 => Some(Report::open(&run.output, position.step, steps)?),
+            0 => Some(Report::open(&args.output, position.step, steps)?),
             _ => None,
         };
         let training = Self {
@@ -218,6 +184,7 @@ impl<'a> Training<'a> {
     }
 
     fn run(mut self) -> anyhow::Result<Option<Evaluation>> {
+        let args = &self.run.args;
         if self.position.step == 0 {
             self.evaluate()?;
         }
@@ -228,10 +195,10 @@ impl<'a> Training<'a> {
             self.tell(&step, start.elapsed().as_secs_f64())?;
             let at = self.position.step;
             let last = at == self.schedule.steps;
-            if last || (self.run.eval_every > 0 && at.is_multiple_of(self.run.eval_every)) {
+            if last || (args.eval_every > 0 && at.is_multiple_of(args.eval_every)) {
                 self.evaluate()?;
             }
-            if self.leads() && self.run.save_every > 0 && (last || at.is_multiple_of(self.run.save_every)) {
+            if self.leads() && args.save_every > 0 && (last || at.is_multiple_of(args.save_every)) {
                 self.states.save(&self.model, &self.optimizer, &self.position)?;
             }
         }
@@ -248,10 +215,12 @@ impl<'a> Training<'a> {
         let total: f64 = examples.iter().map(|e| objective.weight(e)).sum();
         let mut gradients = Gradients::new(self.model.trained());
         let (mut loss, mut outcome) = (0.0, Outcome::default());
-        for micro in micro_batches(mine, self.run.micro_batch_tokens) {
-            let answers: Vec<_> = micro.iter().flat_map(|e| e.answers.clone()).collect();
-            let value = self.model.train(&answers, self.run.checkpointing, &mut gradients, |outputs| {
-                let (loss, came_out) = objective.loss(&micro, outputs, total)?;
+        let args = &self.run.args;
+        for places in within(mine.iter().map(|e| e.tokens()), args.micro_batch_tokens) {
+            let micro = &mine[places];
+            let batch: Vec<_> = micro.iter().flat_map(|e| e.answers.clone()).collect();
+            let value = self.model.train(&batch, args.gradient_checkpointing, &mut gradients, |outputs| {
+                let (loss, came_out) = objective.loss(micro, outputs, total)?;
                 outcome.add(came_out);
                 Ok(loss)
             })?;
@@ -312,62 +281,4 @@ impl<'a> Training<'a> {
         report.progress(self.position.step, message);
         Ok(())
     }
-
-    fn evaluate(&mut self) -> anyhow::Result<()> {
-        let Some(report) = self.report.as_mut().filter(|_| !self.held_out.is_empty()) else { return Ok(()) };
-        let run = self.run;
-        let beta = match run.objective {
-            Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => p.beta,
-            Objective::Sft | Objective::Step => 1.0,
-        };
-        let e = evaluate(&self.model, &self.held_out, run.score, beta, run.micro_batch_tokens)?;
-        report.numbers(self.position.step, "eval", &e.numbers())?;
-        let numbers: Vec<_> = e.numbers().iter().map(|(n, v)| format!("{n} {v:.4}")).collect();
-        report.say(&format!("step {}: {}", self.position.step, numbers.join(", ")));
-        if run.best && self.position.best.is_none_or(|(_, quality)| e.quality() > quality) {
-            self.position.best = Some((self.position.step, e.quality()));
-            self.states.save_best(&self.model, &e)?;
-        }
-        self.evaluation = Some(e);
-        Ok(())
-    }
-
-    fn finish(mut self) -> anyhow::Result<Option<Evaluation>> {
-        let run = self.run;
-        let Some(report) = &self.report else { return Ok(None) };
-        report.finish();
-        if let Some((step, _)) = self.position.best
-            && run.best
-            && step != self.schedule.steps
-        {
-            self.say(&format!("the best evaluation was at step {step}: that model is kept"));
-            self.states.restore_best(&self.model)?;
-            self.evaluate()?;
-        } else if self.evaluation.is_none() {
-            self.evaluate()?; // taken up after its last step
-        }
-        let beta_gamma = match run.objective {
-            Objective::Qrm(p) | Objective::Outcome(p) | Objective::Dpo(p) => Some((p.beta, p.gamma)),
-            Objective::Sft | Objective::Step => None,
-        };
-        let card = Card {
-            reward_model: run.reward_model,
-            step_separator: run.step_separator.clone(),
-            beta_gamma,
-            evaluation: self.evaluation.clone(),
-        };
-        let to = run.output.join("model");
-        export::write(&self.model, &run.method, &run.model, &to, run.store, &card)?;
-        self.say(&summary(&self.evaluation, &to));
-        Ok(self.evaluation)
-    }
-}
-
-/// The table that ends a run.
-fn summary(evaluation: &Option<Evaluation>, to: &std::path::Path) -> String {
-    let mut lines = vec![format!("{:<20} {}", "model", to.display())];
-    for (name, value) in evaluation.iter().flat_map(Evaluation::numbers) {
-        lines.push(format!("{name:<20} {value:>10.4}"));
-    }
-    lines.join("\n")
 }
