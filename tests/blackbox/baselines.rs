@@ -1,11 +1,7 @@
 //! The reward models that the paper compares with, served: step-level ones, and policies against their reference.
 
-use qrm_tests::{Rng, Server, fixture};
+use qrm_tests::{Rng, Server, copy, doubles, fixture};
 use serde_json::{Value, json};
-
-fn floats(of: &Value) -> Vec<f64> {
-    of.as_array().expect("numbers").iter().map(|x| x.as_f64().expect("a number")).collect()
-}
 
 #[test]
 fn a_policy_against_its_reference() {
@@ -13,7 +9,7 @@ fn a_policy_against_its_reference() {
     let request = Rng::new(1).request(12);
     let log_phi = |model: &str| {
         let server = Server::start(model, &[]);
-        floats_of(&server.client().rewards(&request).ok())
+        rewards_of(&server.client().rewards(&request).ok())
     };
     let (ours, theirs) = (log_phi(&policy), log_phi(&reference));
     for (flags, beta) in [(&["--reference-beta", "0.5"][..], 0.5), (&[], 0.1)] {
@@ -28,29 +24,26 @@ fn a_policy_against_its_reference() {
         // The batch's forest is laid out once, for both.
         let answer = client.rewards(&request).ok();
         assert_eq!(answer["reward"], "dpo");
-        for (got, (a, b)) in floats_of(&answer).iter().zip(ours.iter().zip(&theirs)) {
+        for (got, (a, b)) in rewards_of(&answer).iter().zip(ours.iter().zip(&theirs)) {
             let want = beta * (a - b);
             assert!((got - want).abs() < 1e-4 + 1e-5 * want.abs(), "{got}, {want}");
         }
         // The policy itself is still a Q-RM.
         let mut own = request.clone();
         own["reward"] = json!("advantage");
-        assert_eq!(floats_of(&client.rewards(&own).ok()), ours);
+        assert_eq!(rewards_of(&client.rewards(&own).ok()), ours);
         server.assert_quiet();
     }
 }
 
-fn floats_of(answer: &Value) -> Vec<f64> {
-    answer["data"].as_array().expect("data").iter().flat_map(|d| floats(&d["rewards"])).collect()
+fn rewards_of(answer: &Value) -> Vec<f64> {
+    answer["data"].as_array().expect("data").iter().flat_map(|d| doubles(&d["rewards"])).collect()
 }
 
 /// A step-level model made of the scalar fixture.
 fn step_model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
-        let from = format!("{}/{file}", fixture("qwen2-token-classification"));
-        std::fs::copy(from, dir.path().join(file)).expect("copied");
-    }
+    copy("qwen2-token-classification", dir.path());
     let config = json!({"reward_model": "step", "activation": "tanh"});
     std::fs::write(dir.path().join("qrm_config.json"), config.to_string()).expect("written");
     dir
@@ -71,13 +64,13 @@ fn steps_end_where_the_separator_or_the_client_says() {
     };
     let by_separator = ask(&base).ok();
     let datum = &by_separator["data"][0];
-    let (rewards, logit) = (floats(&datum["rewards"]), floats(&datum["logit"]));
+    let (rewards, logit) = (doubles(&datum["rewards"]), doubles(&datum["logit"]));
     // Lines end at bytes 13, 19 and 23: saying so is the same.
     assert_eq!(ask(&with("step_ends", json!([13, 19, 23]))).ok()["data"], by_separator["data"]);
     assert_eq!(rewards.iter().filter(|r| **r != 0.0).count(), 3);
     // Elsewhere: at the token that holds the step's last byte.
     let answer = ask(&with("step_ends", json!([4, 23]))).ok();
-    let elsewhere = floats(&answer["data"][0]["rewards"]);
+    let elsewhere = doubles(&answer["data"][0]["rewards"]);
     for (t, offset) in datum["offsets"].as_array().expect("offsets").iter().enumerate() {
         let (begin, end) = (offset[0].as_u64().expect("a byte"), offset[1].as_u64().expect("a byte"));
         let is_last = (begin < 4 && end >= 4) || end == 23;
@@ -87,7 +80,7 @@ fn steps_end_where_the_separator_or_the_client_says() {
     // Of ids they are tokens.
     let ids = json!({"prompt": [5, 6], "response": [7, 8, 9, 10], "step_ends": [1, 4]});
     let answer = client.rewards(&json!({"inputs": [ids]})).ok();
-    let rewards = floats(&answer["data"][0]["rewards"]);
+    let rewards = doubles(&answer["data"][0]["rewards"]);
     assert!(rewards[0] != 0.0 && rewards[1..3] == [0.0, 0.0] && rewards[3] != 0.0, "{rewards:?}");
     for (bad, at) in [(json!([0]), 0), (json!([5, 5]), 1), (json!([5, 24]), 1), (json!([9, 3]), 1)] {
         let (code, param) = ask(&with("step_ends", bad)).refused(422);

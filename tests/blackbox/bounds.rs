@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use qrm_tests::inputs::VOCABULARY;
-use qrm_tests::{Client, Server, fixture};
+use qrm_tests::{Client, Server, doubles, fixture};
 use serde_json::{Value, json};
 
 fn hold(client: &Client, prompt: &[u32], response: &[u32]) -> Result<(), TestCaseError> {
@@ -12,8 +12,7 @@ fn hold(client: &Client, prompt: &[u32], response: &[u32]) -> Result<(), TestCas
     let request = json!({"inputs": [{"prompt": prompt, "response": response}], "include": include});
     let answer = client.rewards(&request).ok();
     let data = &answer["data"][0];
-    let column =
-        |name: &str| -> Vec<f64> { serde_json::from_value(data[name].clone()).expect("finite numbers") };
+    let column = |name: &str| doubles(&data[name]);
     let (rewards, logit) = (column("rewards"), column("logit"));
     let (logsumexp, max, entropy) = (column("logsumexp"), column("max"), column("entropy"));
     prop_assert_eq!(rewards.len(), response.len());

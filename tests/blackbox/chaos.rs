@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use qrm_tests::inputs::{POISON, poisoned};
-use qrm_tests::{Answer, Client, Rng, Server};
+use qrm_tests::{Answer, Client, Rng, Server, raw};
 use serde_json::{Value, json};
 
 const CLIENTS: u64 = 24;
@@ -147,7 +147,7 @@ impl Chaos<'_> {
 
     fn hung_up(&mut self, which: usize) {
         let mut stream = self.connect();
-        let request = http(&self.truth.requests[which]);
+        let request = raw::request(&self.truth.requests[which].to_string());
         let sent = if self.rng.below(2) == 0 { request.len() } else { self.rng.below(request.len()) };
         let _ = stream.write_all(&request[..sent]);
         std::thread::sleep(Duration::from_millis(self.rng.below(4) as u64));
@@ -174,7 +174,7 @@ impl Chaos<'_> {
             "include": ["token_ids", "logsumexp", "max", "entropy", "logit"],
         });
         let mut stream = self.connect();
-        stream.write_all(&http(&request)).expect("sent");
+        stream.write_all(&raw::request(&request.to_string())).expect("sent");
         let stop = self.rng.below(2) == 0;
         let (mut all, mut piece) = (Vec::new(), vec![0; 100_000]);
         let mut length = None;
@@ -185,7 +185,7 @@ impl Chaos<'_> {
             if stop && all.len() > 200_000 {
                 return self.seen.count("stopped reading");
             }
-            length = length.or_else(|| whole(&all));
+            length = length.or_else(|| raw::length(&all));
             std::thread::sleep(Duration::from_millis(1));
         }
         let text = String::from_utf8(all).expect("UTF-8");
@@ -203,7 +203,7 @@ impl Chaos<'_> {
     /// Part of a request, and nothing more.
     fn loris(&mut self, which: usize) {
         let mut stream = self.connect();
-        let request = http(&self.truth.requests[which]);
+        let request = raw::request(&self.truth.requests[which].to_string());
         let _ = stream.write_all(&request[..self.rng.below(request.len())]);
         self.hanging.push(stream);
         if self.hanging.len() > 20 {
@@ -213,24 +213,8 @@ impl Chaos<'_> {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.server.address()).expect("connects");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
-        stream
+        raw::connect(self.server.address())
     }
-}
-
-fn http(request: &Value) -> Vec<u8> {
-    let body = request.to_string();
-    let head = "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ";
-    format!("{head}{}\r\n\r\n{body}", body.len()).into_bytes()
-}
-
-/// Bytes of head and body, once the head is there.
-fn whole(bytes: &[u8]) -> Option<usize> {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(1000)]);
-    let (head, _) = text.split_once("\r\n\r\n")?;
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse::<usize>().ok())?;
-    Some(head.len() + 4 + length)
 }
 
 /// New weights again and again, and some that are none.

@@ -4,22 +4,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use qrm_tests::raw::{connect, head, length, request};
 use qrm_tests::{Rng, Server, fixture};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn connect(server: &Server) -> TcpStream {
-    let stream = TcpStream::connect(server.address()).expect("connects");
-    stream.set_read_timeout(Some(60 * SECOND)).expect("set");
-    stream
-}
-
-fn head(length: usize) -> String {
-    format!(
-        "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    )
-}
 
 /// Reads one answer, at most so many bytes at a time with a pause between: its status line.
 fn answer(stream: &mut TcpStream, piece: usize, pause: Duration) -> String {
@@ -28,12 +17,9 @@ fn answer(stream: &mut TcpStream, piece: usize, pause: Duration) -> String {
         let n = stream.read(&mut piece).expect("an answer");
         assert!(n > 0, "cut after {} bytes", all.len());
         all.extend_from_slice(&piece[..n]);
-        let text = String::from_utf8_lossy(&all[..all.len().min(500)]);
-        if let Some((head, _)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse::<usize>().ok());
-            if all.len() == head.len() + 4 + length.expect("a length") {
-                return head.lines().next().unwrap_or_default().to_owned();
-            }
+        if length(&all) == Some(all.len()) {
+            let line = all.split(|b| *b == b'\r').next().unwrap_or_default();
+            return String::from_utf8_lossy(line).into_owned();
         }
         std::thread::sleep(pause);
     }
@@ -63,7 +49,7 @@ fn the_silent_and_the_slow_are_let_go() {
     ];
     std::thread::scope(|scope| {
         for start in starts {
-            let mut stream = connect(&server);
+            let mut stream = connect(server.address());
             scope.spawn(move || {
                 stream.write_all(start).expect("sent");
                 let (answer, time) = to_end(stream);
@@ -72,7 +58,7 @@ fn the_silent_and_the_slow_are_let_go() {
             });
         }
         // A head that comes byte by byte does not end any later.
-        let mut stream = connect(&server);
+        let mut stream = connect(server.address());
         scope.spawn(move || {
             let start = Instant::now();
             while stream.write_all(b"x").is_ok() {
@@ -82,7 +68,7 @@ fn the_silent_and_the_slow_are_let_go() {
             assert!(start.elapsed() > SECOND / 2);
         });
         // A body that stalls is answered.
-        let mut stream = connect(&server);
+        let mut stream = connect(server.address());
         let body = &body;
         scope.spawn(move || {
             stream.write_all(head(body.len()).as_bytes()).expect("sent");
@@ -92,10 +78,10 @@ fn the_silent_and_the_slow_are_let_go() {
             assert!(time > SECOND, "told after {time:?}");
         });
         // A connection that is used now and then is kept; idle for longer it is not.
-        let mut stream = connect(&server);
+        let mut stream = connect(server.address());
         scope.spawn(move || {
             for _ in 0..4 {
-                stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+                stream.write_all(&request(body)).expect("sent");
                 assert_eq!(answer(&mut stream, 4096, Duration::ZERO), "HTTP/1.1 200 OK");
                 std::thread::sleep(SECOND * 6 / 10);
             }
@@ -116,7 +102,7 @@ fn a_body_that_is_late_makes_its_request_late() {
     let body = request.to_string();
     for (pause, status) in [(Duration::ZERO, "HTTP/1.1 200 OK"), (SECOND / 2, "HTTP/1.1 504 Gateway Timeout")]
     {
-        let mut stream = connect(&server);
+        let mut stream = connect(server.address());
         stream.write_all(head(body.len()).as_bytes()).expect("sent");
         std::thread::sleep(pause);
         stream.write_all(body.as_bytes()).expect("sent");
@@ -136,10 +122,10 @@ fn large() -> String {
 #[test]
 fn who_reads_slowly_gets_all_and_who_stops_is_let_go() {
     let server = Server::start(&fixture("qwen2"), &["--idle-timeout", "3", "--stall-timeout", "3"]);
-    let body = large();
+    let large = request(&large());
     let send = || {
-        let mut stream = connect(&server);
-        stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+        let mut stream = connect(server.address());
+        stream.write_all(&large).expect("sent");
         stream
     };
     std::thread::scope(|scope| {
@@ -168,9 +154,8 @@ fn who_reads_slowly_gets_all_and_who_stops_is_let_go() {
 fn a_drain_waits_for_answers_to_be_taken() {
     for (patience, is_taken) in [("40", true), ("0.5", false)] {
         let mut server = Server::start(&fixture("qwen2"), &["--drain-timeout", patience]);
-        let body = large();
-        let mut stream = connect(&server);
-        stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).expect("sent");
+        let mut stream = connect(server.address());
+        stream.write_all(&request(&large())).expect("sent");
         stream.peek(&mut [0]).expect("an answer begins");
         server.terminate();
         std::thread::sleep(8 * SECOND);
@@ -186,17 +171,14 @@ fn bodies_are_refused_before_they_fill_the_memory() {
     let limits = ["--max-body-bytes", "1000000", "--max-request-bytes", "2500000", "--idle-timeout", "3"];
     let server = Server::start(&fixture("qwen2"), &limits);
     let hold = |n: usize| {
-        let mut stream = connect(&server);
+        let mut stream = connect(server.address());
         stream.write_all(head(1_000_000).as_bytes()).expect("sent");
         let _ = stream.write_all(&vec![b' '; n]);
         stream
     };
     let client = server.client();
     let held: Vec<_> = (0..2).map(|_| hold(990_000)).collect();
-    let start = Instant::now();
-    while client.metric("qrm_request_bytes") < 1_980_000.0 {
-        assert!(start.elapsed() < 10 * SECOND, "not read");
-    }
+    client.until("qrm_request_bytes", |bytes| bytes >= 1_980_000.0);
     let answer = to_end(hold(1_000_000)).0;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "{answer}");
     // Who is in the middle of his body when there is no more room can send the rest, and then read why.

@@ -1,13 +1,7 @@
 //! The answer's shape and what each option does.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use qrm_tests::{Rng, Server, fixture};
+use qrm_tests::{Rng, Server, doubles, fixture, floats, from_base64};
 use serde_json::{Value, json};
-
-fn numbers(value: &Value) -> Vec<f64> {
-    serde_json::from_value(value.clone()).expect("numbers")
-}
 
 /// What a load balancer hashes: alike for one prompt, the client's own where it sends one.
 #[test]
@@ -69,7 +63,7 @@ fn options_do_what_they_say() {
     let mut request = json!({"inputs": [rng.input(20, 30), rng.input(10, 5)], "model": "judge"});
     let plain = client.rewards(&request).ok();
     let all: Vec<f64> =
-        [numbers(&plain["data"][0]["rewards"]), numbers(&plain["data"][1]["rewards"])].concat();
+        [doubles(&plain["data"][0]["rewards"]), doubles(&plain["data"][1]["rewards"])].concat();
     let mean = all.iter().sum::<f64>() / 35.0;
     let std = (all.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / 35.0).sqrt();
     assert_eq!(plain["stats"]["count"], 35);
@@ -80,7 +74,7 @@ fn options_do_what_they_say() {
         request["normalize"] = json!(normalize);
         request["scale"] = json!(-2.5);
         let answer = client.rewards(&request).ok();
-        for (got, raw) in numbers(&answer["data"][0]["rewards"]).iter().zip(&all) {
+        for (got, raw) in doubles(&answer["data"][0]["rewards"]).iter().zip(&all) {
             assert!((got - -2.5 * (raw - shift) / std).abs() < 1e-5);
         }
     }
@@ -88,11 +82,7 @@ fn options_do_what_they_say() {
     request["scale"] = json!(1.0);
     request["encoding_format"] = json!("base64");
     let encoded = client.rewards(&request).ok();
-    let bytes =
-        BASE64_STANDARD.decode(encoded["data"][1]["rewards"].as_str().expect("base64")).expect("base64");
-    let decoded: Vec<f32> = bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let floats: Vec<f32> = serde_json::from_value(plain["data"][1]["rewards"].clone()).expect("numbers");
-    assert_eq!(decoded, floats);
+    assert_eq!(from_base64(&encoded["data"][1]["rewards"]), floats(&plain["data"][1]["rewards"]));
 
     // Rewards are finite whatever they are multiplied by, also what is made of them.
     let spans = json!({"inputs": [{"prompt": "a", "response": "bcd", "spans": [[0, 3]]}], "scale": 3e38});

@@ -1,8 +1,6 @@
 //! What RL frameworks send, word for word, and the numbers that the native route gives for the same.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use qrm_tests::{Client, Server, fixture};
+use qrm_tests::{Client, Server, fixture, floats, from_base64};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "<|im_start|>user\nSay 3.<|im_end|>\n<|im_start|>assistant\n";
@@ -10,11 +8,6 @@ const RESPONSE: &str = "It is 3 🙂.<|im_end|>";
 
 fn native(client: &Client, input: Value) -> Value {
     client.rewards(&json!({"inputs": [input], "include": ["tokens", "token_ids"]})).ok()["data"][0].clone()
-}
-
-fn floats(base64: &Value) -> Vec<f32> {
-    let bytes = BASE64_STANDARD.decode(base64.as_str().expect("a string")).expect("base64");
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
 #[test]
@@ -104,9 +97,8 @@ fn trl() {
     let binary = client.post("/get_sequence_logprobs/", &request).ok();
     assert_eq!(binary["shape"], json!([2, 4, 1]));
     assert_eq!(binary["completion_lengths"], json!([4, 1]));
-    let values = floats(&binary["logprobs_b64"]);
-    let expected: Vec<f32> = serde_json::from_value(first["rewards"].clone()).expect("numbers");
-    assert_eq!(values[..4], expected);
+    let values = from_base64(&binary["logprobs_b64"]);
+    assert_eq!(values[..4], floats(&first["rewards"]));
     assert_eq!(values[5..], [f32::NEG_INFINITY; 3]);
     assert_eq!(binary["actual_logprobs_b64"], binary["logprobs_b64"]);
     request["temperature"] = json!(0.5);
@@ -135,7 +127,7 @@ fn vllm_pooling_and_classify() {
         assert!(unread == 0 || data[0] == json!([0.0]));
         let two = json!({"model": name, "input": [ids, ids], "encoding_format": "base64"});
         let two = client.post("/pooling", &two).ok();
-        assert_eq!(floats(&two["data"][1]["data"]).len(), ids.len());
+        assert_eq!(from_base64(&two["data"][1]["data"]).len(), ids.len());
         assert_eq!((&two["object"], &two["data"][1]["index"]), (&json!("list"), &json!(1)));
         // verl's client reads data[-1].probs[-1].
         let text = format!("{PROMPT}{RESPONSE}");

@@ -1,14 +1,11 @@
 //! Every fixture's f64 values, through the HTTP API, from ids and from text.
 
 use qrm_tests::inputs::{VOCAB_FIXTURES, golden};
-use qrm_tests::{Client, Server, fixture};
+use qrm_tests::{Client, Server, doubles, fixture};
 use serde_json::{Value, json};
 
 fn close(what: &str, got: &Value, want: &Value) {
-    let numbers = |v: &Value| -> Vec<f64> {
-        v.as_array().expect("an array").iter().map(|x| x.as_f64().expect("a number")).collect()
-    };
-    let (got, want) = (numbers(got), numbers(want));
+    let (got, want) = (doubles(got), doubles(want));
     assert_eq!(got.len(), want.len(), "{what}");
     for (g, w) in got.iter().zip(&want) {
         assert!((g - w).abs() <= f64::max(2e-4, 1e-4 * w.abs()), "{what}: {g}, not {w}");
@@ -49,9 +46,7 @@ fn vocabulary_heads() {
                 close(&format!("{name} {field}"), &data[field], &case[field]);
             }
             close(&format!("{name} advantage"), &data["rewards"], &case["log_phi"]);
-            let all_at_most_zero =
-                data["rewards"].as_array().expect("rewards").iter().all(|r| r.as_f64() <= Some(0.0));
-            assert!(all_at_most_zero);
+            assert!(doubles(&data["rewards"]).iter().all(|reward| *reward <= 0.0));
         }
         request["reward"] = json!("logit");
         let logits = client.rewards(&request).ok();
@@ -60,9 +55,8 @@ fn vocabulary_heads() {
         for i in 0..cases.len() {
             assert_eq!(logits["data"][i]["rewards"], answer["data"][i]["logit"]);
             let row = &answer["data"][i];
-            let numbers = |v: &Value| -> Vec<f64> { serde_json::from_value(v.clone()).expect("numbers") };
             let want: Vec<_> =
-                numbers(&row["logit"]).iter().zip(numbers(&row["max"])).map(|(z, m)| z - m).collect();
+                doubles(&row["logit"]).iter().zip(doubles(&row["max"])).map(|(z, m)| z - m).collect();
             close(name, &centered["data"][i]["rewards"], &json!(want));
         }
         check_text(&client, &golden["text"]);

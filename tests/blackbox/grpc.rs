@@ -16,7 +16,7 @@ use qrm_proto::v1::{
     Input, Messages, Options, Range, Response, ScoreRequest, ScoreStreamRequest, TokenIds, TokenizeRequest,
     Trajectory, tokenize_request,
 };
-use qrm_tests::{Rng, Server, fixture};
+use qrm_tests::{Rng, Server, fixture, floats, raw, until};
 use serde_json::{Value, json};
 use tonic::codec::CompressionEncoding;
 use tonic::transport::{Channel, Endpoint};
@@ -58,10 +58,6 @@ fn inputs(request: &Value) -> Vec<Input> {
 
 fn text(text: &str) -> Response {
     Response { content: Some(Content::Text(text.into())) }
-}
-
-fn floats(of: &Value) -> Vec<f32> {
-    of.as_array().expect("numbers").iter().map(|x| x.as_f64().expect("a number") as f32).collect()
 }
 
 fn same(trajectory: &Trajectory, datum: &Value) {
@@ -360,10 +356,8 @@ async fn a_stream_is_told_when_too_much_is_being_read() {
     let limits = ["--max-body-bytes", "200000", "--max-request-bytes", "200000"];
     let server = Server::start(&fixture("qwen2"), &limits);
     // Half of a body over HTTP holds most of what there is.
-    let mut half = std::net::TcpStream::connect(server.address()).expect("connects");
-    let head =
-        "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 199000";
-    write!(half, "{head}\r\n\r\n{}", " ".repeat(150_000)).expect("sent");
+    let mut half = raw::connect(server.address());
+    write!(half, "{}{}", raw::head(199_000), " ".repeat(150_000)).expect("sent");
     server.client().until("qrm_request_bytes", |held| held >= 150_000.0);
     let input =
         Input { id: "x".repeat(100_000), context: Some(Context::Prompt("2".into())), ..Input::default() };
@@ -387,11 +381,10 @@ async fn a_stream_is_cancelled_half_way() {
         answers.message().await.expect("no error").expect("an answer");
     }
     drop(answers);
-    let (http, start) = (server.client(), Instant::now());
-    while http.metric("qrm_queue_tokens") + http.metric("qrm_request_bytes") > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(60), "the work of a client that is gone");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let http = server.client();
+    until("nothing is left of a client that is gone", || {
+        http.metric("qrm_queue_tokens") + http.metric("qrm_request_bytes") == 0.0
+    });
     let computed = http.metric("qrm_computed_tokens_total");
     assert!(computed < 1000.0 * 500.0 / 2.0, "{computed} tokens were computed for nobody");
     server.assert_quiet();
@@ -463,21 +456,12 @@ async fn a_client_that_does_not_read_is_not_read_from() {
         message
     });
     let answers = client.score_stream(endless).await.expect("a stream").into_inner();
-    let start = Instant::now();
-    loop {
+    until("the server reads no more", || {
         let before = sent.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        if before > 1000 && sent.load(Ordering::Relaxed) == before {
-            break;
-        }
-        assert!(start.elapsed() < Duration::from_secs(30), "the server goes on reading");
-    }
-    let http = server.client();
-    let start = Instant::now();
-    while http.metric("qrm_request_bytes") > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(60), "the connection is kept");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        std::thread::sleep(Duration::from_millis(400));
+        before > 1000 && sent.load(Ordering::Relaxed) == before
+    });
+    server.client().until("qrm_request_bytes", |held| held == 0.0);
     let end = read(answers).await.3;
     assert!(end.is_err(), "the stream was cut, not ended");
     server.assert_quiet();

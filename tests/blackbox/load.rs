@@ -2,13 +2,12 @@
 //! dropped.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use qrm_tests::server::binary;
-use qrm_tests::{Client, Rng, Server, fixture};
+use qrm_tests::{Client, Rng, Server, fixture, raw, until};
 use serde_json::{Value, json};
 
 fn answered(server: &Server) -> usize {
@@ -58,11 +57,7 @@ fn sigterm_answers_what_was_accepted() {
                 }
             });
         }
-        let start = Instant::now();
-        while ok.load(Ordering::SeqCst) <= 12 {
-            assert!(start.elapsed() < Duration::from_secs(60), "nothing is answered");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until("more than a dozen are answered", || ok.load(Ordering::SeqCst) > 12);
         stopping.store(true, Ordering::SeqCst);
         server.terminate();
     });
@@ -140,10 +135,8 @@ fn deadlines_and_disconnects_drop_queued_work() {
         assert_eq!(client.rewards(&late).refused(504).0, "deadline_exceeded");
         assert!(start.elapsed() < Duration::from_secs(5), "told only after {:?}", start.elapsed());
 
-        let body = bulk(300, 3).to_string();
-        let mut gone = TcpStream::connect(server.address()).expect("connects");
-        let head = "POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-        write!(gone, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("sent");
+        let mut gone = raw::connect(server.address());
+        gone.write_all(&raw::request(&bulk(300, 3).to_string())).expect("sent");
         while client.metric("qrm_queue_requests") < 2.0 {
             assert!(!first.is_finished(), "the bulk request was too quick for this test");
             std::thread::sleep(Duration::from_millis(2));
@@ -208,27 +201,19 @@ fn who_is_told_to_go_while_it_loads_goes() {
         assert!(Command::new("kill").args([name, &id]).status().expect("it runs").success());
         std::thread::sleep(Duration::from_millis(300));
     };
-    // Until it catches both.
-    let caught = || {
+    let catches_both = || {
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default().trim();
         u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & 1 != 0 && mask >> 14 & 1 != 0)
     };
-    let start = Instant::now();
-    while !caught() {
-        assert!(start.elapsed() < Duration::from_secs(20), "signals have no handler");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("signals have handlers", catches_both);
     signal("-HUP");
     assert!(server.try_wait().expect("a child").is_none(), "a reload of what is being loaded is nothing");
     signal("-TERM");
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = server.try_wait().expect("a child") {
-            break status;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "still there");
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    assert!(status.success(), "{status}");
+    let mut status = None;
+    until("it is gone", || {
+        status = server.try_wait().expect("a child");
+        status.is_some()
+    });
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }

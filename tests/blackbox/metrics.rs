@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use qrm_tests::{Client, Rng, Server, fixture};
+use qrm_tests::{Client, Rng, Server, copy, fixture};
 use serde_json::{Value, json};
 
 fn scrape(server: &Server) -> String {
@@ -111,13 +111,7 @@ fn rewards_are_told_as_they_are() {
 #[test]
 fn a_reload_shows() {
     let dir = tempfile::tempdir().expect("a directory");
-    let copy = |name: &str| {
-        for entry in std::fs::read_dir(fixture(name)).expect("a fixture") {
-            let entry = entry.expect("a file");
-            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("copied");
-        }
-    };
-    copy("qwen2");
+    copy("qwen2", dir.path());
     let path = dir.path().to_str().expect("UTF-8");
     let server = Server::start_with(&format!("policy={path}"), &[], &[("QRM_ADMIN_KEY", "admin")]);
     let version = || server.client().get("/info").ok()["model_version"].clone();
@@ -129,7 +123,7 @@ fn a_reload_shows() {
     };
     let old = version();
     assert!(scrape(&server).contains(&info(&old)), "{}", scrape(&server));
-    copy("qwen2-peaked");
+    copy("qwen2-peaked", dir.path());
     let reload = |body: Value| server.client().with_key("admin").post("/admin/reload", &body).status;
     assert_eq!(reload(json!({})), 200);
     assert_eq!(reload(json!({"source": "/nowhere"})), 422);

@@ -1,18 +1,7 @@
 //! Several models, and new weights under load.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use qrm_tests::{Client, Rng, Server, fixture};
+use qrm_tests::{Client, Rng, Server, copy, fixture, until};
 use serde_json::{Value, json};
-
-/// Makes `to` a copy of a fixture, as a trainer that has written its next checkpoint would.
-fn write(name: &str, to: &Path) {
-    for entry in std::fs::read_dir(fixture(name)).expect("a fixture") {
-        let entry = entry.expect("a file");
-        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
-    }
-}
 
 fn version(client: &Client) -> String {
     client.get("/info").ok()["model_version"].as_str().expect("a version").to_owned()
@@ -51,7 +40,7 @@ fn requests_go_to_the_model_they_name() {
 #[test]
 fn new_weights_are_swapped_in_and_bad_ones_are_not() {
     let work = tempfile::tempdir().expect("a directory");
-    write("qwen2", work.path());
+    copy("qwen2", work.path());
     let path = work.path().to_str().expect("UTF-8");
     let server = Server::start_with(path, &[], &[("QRM_ADMIN_KEY", "secret")]);
     let (client, admin) = (server.client(), server.client().with_key("secret"));
@@ -93,19 +82,15 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
     assert!(told, "nobody came while another reload was under way");
 
     // New ones, by the route and by signal.
-    write("qwen2-peaked", work.path());
+    copy("qwen2-peaked", work.path());
     let new = admin.post("/admin/reload", &json!({})).ok();
     assert_ne!(new["model_version"], old);
     let fresh = Server::start(&fixture("qwen2-peaked"), &[]);
     let peaked = rewards(&fresh.client(), &request);
     assert_eq!(rewards(&client, &request).1, peaked.1);
-    write("qwen2", work.path());
+    copy("qwen2", work.path());
     server.signal("HUP");
-    let start = Instant::now();
-    while json!(version(&client)) != old {
-        assert!(start.elapsed() < Duration::from_secs(30), "SIGHUP did nothing");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("SIGHUP reloads", || json!(version(&client)) == old);
     assert_eq!(rewards(&client, &request), (old, old_rewards));
     server.assert_quiet();
 }
@@ -113,7 +98,7 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
 #[test]
 fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
     let work = tempfile::tempdir().expect("a directory");
-    write("qwen2", work.path());
+    copy("qwen2", work.path());
     let path = work.path().to_str().expect("UTF-8");
     let server = Server::start_with(path, &["--threads", "1"], &[("QRM_ADMIN_KEY", "k")]);
     let client = server.client();
@@ -124,7 +109,7 @@ fn what_was_accepted_is_answered_by_the_weights_it_came_for() {
     std::thread::scope(|scope| {
         let accepted = scope.spawn(|| client.rewards(&bulk).ok());
         client.until("qrm_queue_requests", |waiting| waiting >= 1.0);
-        write("qwen2-peaked", work.path());
+        copy("qwen2-peaked", work.path());
         client.with_key("k").post("/admin/reload", &json!({})).ok();
         assert!(!accepted.is_finished(), "the bulk request was too quick for this test");
         assert_ne!(version(&client), old);

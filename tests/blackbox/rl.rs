@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qrm_tests::server::binary;
-use qrm_tests::{Server, fixture};
+use qrm_tests::{Server, fixture, until};
 use serde_json::{Value, json};
 
 use crate::security::{authority, write};
@@ -246,11 +246,7 @@ fn a_restart_of_the_server_changes_nothing() {
     let flags = ["--steps", "12", "--normalize", "standard"];
     finish(client("reinforce", &url, &calm, &flags));
     let mut child = client("reinforce", &url, &disturbed, &flags);
-    let start = Instant::now();
-    while metrics(&disturbed).len() < 3 {
-        assert!(start.elapsed() < Duration::from_secs(60), "no step");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until("there are steps", || metrics(&disturbed).len() >= 3);
     server.signal("KILL");
     assert!(child.try_wait().expect("a child").is_none(), "the client was too quick for this test");
     server.wait(Duration::from_secs(10));
@@ -277,11 +273,7 @@ fn a_killed_run_goes_on_to_the_same_weights() {
     let [calm, killed] = ["calm", "killed"].map(|name| dir.path().join(name));
     finish(client("ppo", &url, &calm, &flags));
     let mut child = client("ppo", &url, &killed, &flags);
-    let start = Instant::now();
-    while !killed.join("policy/checkpoints/step-4").exists() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no state");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until("there is a state", || killed.join("policy/checkpoints/step-4").exists());
     child.kill().expect("killed");
     assert!(!child.wait().expect("dead").success(), "the client was too quick for this test");
     finish(client("ppo", &url, &killed, &flags));

@@ -1,7 +1,7 @@
 //! Rewards for a policy with another tokenizer: one per token of the policy, nothing lost, nothing counted twice.
 
-use qrm_tests::{Rng, Server, fixture};
-use serde_json::{Value, json};
+use qrm_tests::{Rng, Server, doubles, fixture};
+use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerBuilder, TokenizerImpl};
@@ -71,10 +71,6 @@ fn spans(policy: &Policy, text: &str) -> Vec<[usize; 2]> {
     spans
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
-    serde_json::from_value(value.clone()).expect("numbers")
-}
-
 #[test]
 fn nothing_is_lost_or_counted_twice() {
     let mut rng = Rng::new(1);
@@ -101,9 +97,9 @@ fn nothing_is_lost_or_counted_twice() {
         for (i, (text, spans)) in texts.iter().zip(&all).enumerate() {
             cut += spans.iter().filter(|[_, end]| !text.is_char_boundary(*end)).count();
             let (token, span, last) = (&tokens["data"][i], &sums["data"][i], &lasts["data"][i]);
-            let rewards = numbers(&token["rewards"]);
+            let rewards = doubles(&token["rewards"]);
             let offsets: Vec<[usize; 2]> = serde_json::from_value(token["offsets"].clone()).expect("ranges");
-            let (total, kept) = (rewards.iter().sum::<f64>(), numbers(&span["rewards"]).iter().sum::<f64>());
+            let (total, kept) = (rewards.iter().sum::<f64>(), doubles(&span["rewards"]).iter().sum::<f64>());
             assert!((total - kept).abs() <= 1e-5 * total.abs().max(1.0), "{text:?}: {total} became {kept}");
             // Each span has the tokens that begin in it; the last one the appended end of sequence as well.
             let end = |k: usize| if k + 1 == spans.len() { usize::MAX } else { spans[k][1] };

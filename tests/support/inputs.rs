@@ -18,23 +18,29 @@ pub fn fixture(name: &str) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
 }
 
+/// Copies a fixture's files to `to`, over what is there, as a trainer that has written its next checkpoint would.
+pub fn copy(name: &str, to: &Path) {
+    for entry in std::fs::read_dir(fixture(name)).expect("a fixture") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
+}
+
 /// The token that a [`poisoned`] checkpoint fails on.
 pub const POISON: u32 = 500;
 
 /// Writes to `to` a fixture with one change: [`POISON`] has an infinite embedding, so that whoever sends it has no finite
 /// reward.
 pub fn poisoned(name: &str, to: &Path) {
-    let source = fixture(name);
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(format!("{source}/{file}"), to.join(file)).expect("copied");
-    }
-    let mut bytes = std::fs::read(format!("{source}/model.safetensors")).expect("weights");
+    copy(name, to);
+    let weights = to.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
     let view = SafeTensors::deserialize(&bytes).expect("safetensors");
     let embedding = view.tensor("model.embed_tokens.weight").expect("an embedding");
     let row = POISON as usize * embedding.shape()[1] * size_of::<f32>();
     let at = embedding.data().as_ptr() as usize - bytes.as_ptr() as usize + row;
     bytes[at..at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    std::fs::write(to.join("model.safetensors"), bytes).expect("written");
+    std::fs::write(weights, bytes).expect("written");
 }
 
 /// Its `golden.json`.
