@@ -105,7 +105,8 @@ pub(super) fn run(
     let (steps, prompts, samples) = size.rl;
     let mut flags = format!(
         "{} --policy {} --output {} {} --seed {seed} --steps {steps} --prompts {prompts} --samples {samples} \
-         --eval-every {} --eval-questions {} --eval-samples {} --max-new-tokens {} --warmup 3 --best {} {}",
+         --eval-every {} --eval-questions {} --eval-samples {} --max-new-tokens {} --warmup 3 --best --save-every {} \
+         --resume {} {}",
         arm.algorithm,
         shop.arg("policy/model"),
         shop.arg(&name),
@@ -114,6 +115,7 @@ pub(super) fn run(
         size.questions.0,
         size.questions.2,
         size.longest,
+        size.eval_every,
         arm.rates(),
         arm.judge.flags,
     );
