@@ -165,3 +165,18 @@ fn vllm_pooling_and_classify() {
         server.assert_quiet();
     }
 }
+
+#[test]
+fn what_is_too_much_has_the_dialects_name() {
+    let server = Server::start(&fixture("qwen2"), &["--max-queue-tokens", "8"]);
+    let (client, ids) = (server.client(), vec![1; 20]);
+    for (path, body, param) in [
+        ("/get_reward", json!({"query": [format!("{PROMPT}{RESPONSE}")], "prompts": [PROMPT]}), "query"),
+        ("/pooling", json!({"input": [ids]}), "input"),
+        ("/get_sequence_logprobs/", json!({"sequences": [ids], "prompt_lengths": [5]}), "sequences"),
+    ] {
+        let refused = client.post(path, &body).refused(413);
+        assert_eq!(refused, ("request_too_large".into(), Some(param.into())), "{path}");
+    }
+    server.assert_quiet();
+}

@@ -49,11 +49,17 @@ impl ApiError {
         self.param.as_deref()
     }
 
-    /// The same of a front whose inputs have other names.
-    pub(crate) fn of_input(self, name: impl Fn(&str) -> String) -> Self {
-        let place = |param: &String| Some(param.strip_prefix("inputs[")?.split_once(']')?.0.to_owned());
-        match self.param.as_ref().and_then(place) {
-            Some(place) => Self { param: Some(name(&place)), ..self },
+    /// The same of a front whose inputs are the elements of `list`.
+    pub(crate) fn of_list(self, list: &str) -> Self {
+        let name = |param: &String| {
+            let rest = param.strip_prefix("inputs")?;
+            match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+                Some((place, _)) => Some(format!("{list}[{place}]")),
+                None => rest.is_empty().then(|| list.to_owned()),
+            }
+        };
+        match self.param.as_ref().and_then(name) {
+            Some(param) => Self { param: Some(param), ..self },
             None => self,
         }
     }

@@ -55,9 +55,9 @@ pub(crate) async fn get_reward(
     }
     let request = RewardsRequest { inputs: inputs(request)?, ..RewardsRequest::default() };
     let read = scoring::read(&app, client, request, &held).await;
-    let read = read.map_err(|e| e.of_input(|i| format!("query[{i}]")))?;
-    let answer = read.answer(&app, |answer| Json(Answer::of(answer)).into_response()).await?;
-    Ok(held.stays_with(answer))
+    let read = read.map_err(|e| e.of_list("query"))?;
+    let answer = read.answer(&app, |answer| Json(Answer::of(answer)).into_response()).await;
+    Ok(held.stays_with(answer.map_err(|e| e.of_list("query"))?))
 }
 
 /// The response is what follows the prompt.

@@ -60,12 +60,12 @@ pub(crate) async fn get_sequence_logprobs(
         ..RewardsRequest::default()
     };
     let read = scoring::read(&app, client, request, &held).await;
-    let read = read.map_err(|e| e.of_input(|i| format!("sequences[{i}]")))?;
+    let read = read.map_err(|e| e.of_list("sequences"))?;
     let answer = read.answer(&app, move |answer| match format {
         Format::Json => Json(lists(&answer)).into_response(),
         Format::Binary => Json(arrays(&answer)).into_response(),
     });
-    Ok(held.stays_with(answer.await?))
+    Ok(held.stays_with(answer.await.map_err(|e| e.of_list("sequences"))?))
 }
 
 pub(crate) fn inputs(request: Sequences) -> Result<Vec<Input>, Invalid> {

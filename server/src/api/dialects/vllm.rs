@@ -120,8 +120,9 @@ async fn score<D: Serialize>(
     let request =
         scoring::within(scoring::deadline(&app, &client, None), app.turns.tokenize(native)).await???;
     let read = scoring::read_for(&app, client, request, held, loaded).await;
-    let read = read.map_err(|e| e.of_input(|i| format!("input[{i}]")))?;
-    read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await
+    let read = read.map_err(|e| e.of_list("input"))?;
+    let answer = read.answer(&app, move |answer| Json(shape(answer, unread)).into_response()).await;
+    answer.map_err(|e| e.of_list("input"))
 }
 
 pub(crate) fn native(request: Texts, model: &RewardModel) -> Result<RewardsRequest, Invalid> {
