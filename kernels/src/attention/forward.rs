@@ -180,23 +180,22 @@ fn run(
                     s.scores[i * KEYS + half * WIDTH..][..WIDTH].copy_from_slice(s.tile.row(i));
                 }
             }
-            for i in 0..count {
-                let row = first + i;
-                softmax(
-                    &mut s.scores[i * KEYS..][..seen],
-                    heads.seen(task.position + row / group, keys),
-                    &mut s.max[row],
-                    &mut s.sum[row],
-                    &mut s.acc[row * head..(row + 1) * head],
-                );
-            }
+            let of_row: [Range<usize>; MAX_ROWS] =
+                std::array::from_fn(|i| heads.seen(task.position + (first + i) / group, keys));
+            let tile_rows = first..first + count;
+            softmax(
+                &mut s.scores,
+                seen,
+                &of_row[..count],
+                &mut s.max[tile_rows.clone()],
+                &mut s.sum[tile_rows.clone()],
+                &mut s.acc[first * head..(first + count) * head],
+            );
             for p in 0..head.div_ceil(WIDTH) {
                 let panel = &s.v[p * KEYS * WIDTH / 16..];
                 multiply(isa, &s.scores, KEYS, count, seen, panel, &mut s.tile);
                 let columns = p * WIDTH..((p + 1) * WIDTH).min(head);
-                for i in 0..count {
-                    add(&mut s.acc[(first + i) * head..][columns.clone()], s.tile.row(i));
-                }
+                add(&mut s.acc[first * head..(first + count) * head], head, columns, &s.tile);
             }
         }
     }
@@ -238,38 +237,51 @@ multiversion! {
 }
 
 multiversion! {
-    fn add(sum: &mut [f32], row: &[f32; WIDTH]) {
-        match <&mut [f32; WIDTH]>::try_from(&mut *sum) {
-            Ok(sum) => sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x),
-            Err(_) => sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x),
+    /// A tile's rows to `columns` of the sums, `[rows, head]`.
+    fn add(sums: &mut [f32], head: usize, columns: Range<usize>, tile: &Tile) {
+        for (i, sums) in sums.chunks_exact_mut(head).enumerate() {
+            let sums = &mut sums[columns.clone()];
+            match <&mut [f32; WIDTH]>::try_from(&mut *sums) {
+                Ok(sums) => sums.iter_mut().zip(tile.row(i)).for_each(|(sum, x)| *sum += x),
+                Err(_) => sums.iter_mut().zip(tile.row(i)).for_each(|(sum, x)| *sum += x),
+            }
         }
     }
 }
 
 multiversion! {
-    /// Scores to weights `exp(s − max)` in place, zero but for the keys `seen`; the row's state moves to the new maximum.
-    fn softmax(scores: &mut [f32], seen: Range<usize>, max: &mut f32, sum: &mut f32, acc: &mut [f32]) {
-        for (j, s) in scores.iter_mut().enumerate() {
-            *s = if seen.contains(&j) { *s } else { f32::NEG_INFINITY };
-        }
-        let block = math::max(scores);
-        if block == f32::NEG_INFINITY {
-            scores.fill(0.0); // nothing here is seen by this row
-            return;
-        }
-        let new = if block > *max { block } else { *max };
-        let correction = math::exp(*max - new);
-        let mut lanes = [0.0f32; math::LANES];
-        for chunk in scores.chunks_exact_mut(math::LANES) {
-            for (l, s) in lanes.iter_mut().zip(chunk) {
-                *s = math::exp(*s - new);
-                *l += *s;
+    /// A tile's scores `[rows, KEYS]`, of which the first `width` of a row are there, to weights `exp(s − max)` in place, zero
+    /// but for the keys that the row has `seen`; the rows' states move to the new maxima.
+    fn softmax(
+        scores: &mut [f32], width: usize, seen: &[Range<usize>], max: &mut [f32], sum: &mut [f32], acc: &mut [f32],
+    ) {
+        let head = acc.len() / seen.len().max(1);
+        for (i, (scores, seen)) in scores.chunks_exact_mut(KEYS).zip(seen).enumerate() {
+            let scores = &mut scores[..width];
+            if *seen != (0..width) {
+                for (j, s) in scores.iter_mut().enumerate() {
+                    *s = if seen.contains(&j) { *s } else { f32::NEG_INFINITY };
+                }
             }
-        }
-        *sum = *sum * correction + math::tree(lanes, |a, b| a + b);
-        *max = new;
-        for a in acc {
-            *a *= correction;
+            let block = math::max(scores);
+            if block == f32::NEG_INFINITY {
+                scores.fill(0.0); // nothing here is seen by this row
+                continue;
+            }
+            if block > max[i] {
+                let correction = math::exp(max[i] - block);
+                max[i] = block;
+                sum[i] *= correction;
+                acc[i * head..(i + 1) * head].iter_mut().for_each(|a| *a *= correction);
+            }
+            let mut lanes = [0.0f32; math::LANES];
+            for chunk in scores.chunks_exact_mut(math::LANES) {
+                for (l, s) in lanes.iter_mut().zip(chunk) {
+                    *s = math::exp(*s - max[i]);
+                    *l += *s;
+                }
+            }
+            sum[i] += math::tree(lanes, |a, b| a + b);
         }
     }
 }
