@@ -86,7 +86,7 @@ impl Storage {
         to.resize(range.len() / 16, Line([0.0; 16]));
         match self {
             Self::F32(lines) => to.copy_from_slice(&lines[range.start / 16..range.end / 16]),
-            Self::F16(all) => widen_f16(&all[range], floats_mut(to)),
+            Self::F16(all) => all[range].convert_to_f32_slice(floats_mut(to)),
             Self::Bf16(all) => widen_bf16(&all[range], floats_mut(to)),
             Self::Int8(weight) => {
                 let mut column = vec![0.0; k];
@@ -153,35 +153,6 @@ multiversion! {
     fn widen_bf16(from: &[bf16], to: &mut [f32]) {
         for (to, x) in to.iter_mut().zip(from) {
             *to = f32::from_bits(u32::from(x.to_bits()) << 16);
-        }
-    }
-}
-
-multiversion! {
-    /// Shifted into an f32's place an f16 is 2⁻¹¹² of itself, below its normal numbers too.
-    fn widen_f16(from: &[f16], to: &mut [f32]) {
-        for (to, x) in to.iter_mut().zip(from) {
-            let bits = u32::from(x.to_bits());
-            let magnitude = (bits & 0x7fff) << 13;
-            let value = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
-            let no_number = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };
-            *to = f32::from_bits(value.to_bits() | no_number | (bits & 0x8000) << 16);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_f16_is_widened_to_itself() {
-        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut floats = vec![0.0f32; all.len()];
-        widen_f16(&all, &mut floats);
-        for (got, x) in floats.iter().zip(&all) {
-            let want = x.to_f32();
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{x:?}: {got}, {want}");
         }
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct Judge {
     pub(super) model: Option<&'static str>,
     /// Learning rate of the policies it trains, for one move a step: the better of 3e-5 and 1e-4 on validation problems, by
     /// REINFORCE. The larger brings out what Q-RM has to say, and by the ORM, the PRM or the DPO-RM it destroys a policy. The
-    /// backbone has the Q-RM's; Q-RM's logits and its scalar head, not compared in this way, have the smaller.
+    /// backbone has the Q-RM's; a scalar head, not compared in this way, has the smaller.
     pub(super) lr: f64,
     /// Flags of a run.
     pub(super) flags: &'static str,
@@ -41,7 +41,7 @@ pub(super) const JUDGES: [Judge; 8] = [
         name: "qrm-logit",
         label: "Q-RM, logits as published",
         model: Some("qrm"),
-        lr: 3e-5,
+        lr: 1e-4,
         flags: "--reward logit --normalize std",
     },
     Judge {
