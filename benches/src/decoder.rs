@@ -41,7 +41,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let placement = Placement::on(Device::Cpu(args.dtype));
+    let placement = Placement::on(Device::cpu(args.dtype));
     let model = RewardModel::load_on(&args.model, &placement)?;
     let loaded = peak_mib();
     let (work, expected) = match &args.input {

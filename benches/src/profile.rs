@@ -39,7 +39,7 @@ struct Part {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let device = Device::Cpu(args.dtype);
+    let device = Device::cpu(args.dtype);
     let model = RewardModel::load_on(&args.model, &Placement::on(device.clone()))?;
     let pool = pool(args.threads)?;
     for tokens in &args.tokens {

@@ -10,8 +10,8 @@
 //!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
 //!   [`token_logits()`]: its face for training.
-//! - [`device`]: where a model computes, and how its weights get there. [`rows`]: activations whatever the device, and
-//!   the ops on them.
+//! - [`device`]: where a model computes, and how its weights get there. [`cores`]: CPUs it is kept on. [`rows`]: activations
+//!   whatever the device, and the ops on them.
 //! - `cuda`, behind the feature of that name: the CUDA faces and their kernels.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
 //! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tiles in f32 and int8, `exp`.
@@ -26,6 +26,7 @@
 //! bits in any batch.
 
 pub mod attention;
+pub mod cores;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod cuda;
@@ -47,6 +48,7 @@ pub mod weights;
 mod cpu;
 
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
+pub use cores::Cores;
 pub use device::{Device, Norm};
 pub use linear::{Weight, linear};
 pub use panels::Panels;

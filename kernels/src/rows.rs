@@ -85,13 +85,13 @@ impl Rows {
     /// The same rows on another device.
     pub fn to(self, device: &Device) -> Result<Self> {
         match (self, device) {
-            (Self::Cpu(tensor), Device::Cpu(_)) => Ok(Self::Cpu(tensor)),
+            (Self::Cpu(tensor), Device::Cpu(..)) => Ok(Self::Cpu(tensor)),
             #[cfg(feature = "cuda")]
             (Self::Cpu(tensor), Device::Cuda(gpu, _)) => {
                 Ok(Self::Cuda(cuda::Matrix::upload(gpu, &tensor, Float::F32)?))
             }
             #[cfg(feature = "cuda")]
-            (Self::Cuda(matrix), Device::Cpu(_)) => Ok(Self::Cpu(matrix.download()?)),
+            (Self::Cuda(matrix), Device::Cpu(..)) => Ok(Self::Cpu(matrix.download()?)),
             #[cfg(feature = "cuda")]
             (Self::Cuda(matrix), Device::Cuda(gpu, _)) => match matrix.gpu().ordinal() == gpu.ordinal() {
                 true => Ok(Self::Cuda(matrix)),

@@ -95,8 +95,8 @@ impl<'a> Loader<'a> {
         let table = self.tensor(name, &shape)?;
         match &self.device {
             // One that is trained stays the variable that it is.
-            Device::Cpu(_) if matches!(self.method, Some(Method::Full)) => Ok(Embedding::Matrix(table)),
-            device @ Device::Cpu(_) => device.table(&table).map(Embedding::Matrix).map_err(broken),
+            Device::Cpu(..) if matches!(self.method, Some(Method::Full)) => Ok(Embedding::Matrix(table)),
+            device @ Device::Cpu(..) => device.table(&table).map(Embedding::Matrix).map_err(broken),
             #[cfg(feature = "cuda")]
             device => match device.weight(&table).map_err(broken)? {
                 Weight::Cuda(table) => Ok(Embedding::Cuda(table)),

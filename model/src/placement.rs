@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Result;
 #[cfg(feature = "cuda")]
 use qrm_kernels::cuda;
-use qrm_kernels::{Device, Held, Layout, RopeTable};
+use qrm_kernels::{Cores, Device, Held, Layout, RopeTable};
 
 use crate::checkpoint::{CheckpointError, DecoderConfig};
 use crate::forest::Forest;
@@ -69,6 +69,11 @@ impl Placement {
         }
     }
 
+    /// Where the threads belong that run it: on the CPUs of its first device.
+    pub fn cores(&self) -> Cores {
+        self.first().cores()
+    }
+
     /// Whether all of it is on the CPU.
     pub fn is_cpu(&self) -> bool {
         self.devices.iter().all(Device::is_cpu)
@@ -77,7 +82,7 @@ impl Placement {
     /// Bytes of a number among keys and values.
     pub(crate) fn kv_size(&self) -> usize {
         match self.first() {
-            Device::Cpu(_) => size_of::<f32>(),
+            Device::Cpu(..) => size_of::<f32>(),
             #[cfg(feature = "cuda")]
             Device::Cuda(_, weights) => weights.dtype.size(),
         }
@@ -94,20 +99,20 @@ impl Placement {
     /// The parts of a decoder of `layers` layers.
     pub(crate) fn parts(&self, layers: usize, rope: &Arc<RopeTable>) -> Result<Vec<Part>> {
         let count = self.devices.len();
-        let on_cpu = self.devices.iter().filter(|device| device.is_cpu()).count();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let part = |(i, device): (usize, &Device)| {
             let pool = match device {
-                Device::Cpu(_) if count > 1 => {
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / on_cpu).max(1));
-                    Some(pool.build().map_err(candle_core::Error::wrap)?)
+                Device::Cpu(_, cores) if count > 1 => {
+                    let is_there = |device: &&Device| device.is_cpu() && device.cores() == *cores;
+                    let threads = cores.count() / self.devices.iter().filter(is_there).count();
+                    let name = move |thread| format!("layers-{i}-{thread}");
+                    Some(cores.pool(threads, name).map_err(candle_core::Error::wrap)?)
                 }
                 _ => None,
             };
             Ok(Part {
                 #[cfg(feature = "cuda")]
                 rotation: Mutex::new(match device {
-                    Device::Cpu(_) => None,
+                    Device::Cpu(..) => None,
                     Device::Cuda(gpu, _) => Some(Arc::new(cuda::Rotation::upload(gpu, rope)?)),
                 }),
                 device: device.clone(),
@@ -141,7 +146,7 @@ impl Part {
     ) -> Result<Layout> {
         let layout = Layout::new(forest.positions.clone(), forest.segments.clone(), rope, rows.into());
         match &self.device {
-            Device::Cpu(_) => {
+            Device::Cpu(..) => {
                 let _ = (config, continued);
                 Ok(layout)
             }

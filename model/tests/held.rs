@@ -9,7 +9,7 @@ use qrm_kernels::{Device, Float, Int8, Weights};
 use qrm_model::{Placement, RewardKind, RewardModel, Trajectory};
 
 fn load(name: &str, weights: Weights) -> RewardModel {
-    RewardModel::load_on(&fixture(name), &Placement::on(Device::Cpu(weights))).unwrap()
+    RewardModel::load_on(&fixture(name), &Placement::on(Device::cpu(weights))).unwrap()
 }
 
 fn batch(model: &RewardModel) -> Vec<Trajectory> {
@@ -62,7 +62,7 @@ fn a_cache_does_not_decide_what_weights_are_held_in() {
     let directory = tempfile::tempdir().unwrap();
     let of = |int8| Weights { dtype: Float::F32, int8 };
     let load = |name: &str, int8| {
-        let placement = Placement::on(Device::Cpu(of(int8)));
+        let placement = Placement::on(Device::cpu(of(int8)));
         let kept = placement.with_int8_cache(Some(directory.path().into()));
         RewardModel::load_on(&fixture(name), &kept).unwrap()
     };
@@ -82,7 +82,7 @@ fn a_cache_does_not_decide_what_weights_are_held_in() {
         for int8 in [Int8::Layers, Int8::All, Int8::Nothing] {
             let kept = load(name, int8);
             let batch = batch(&kept);
-            let fresh = RewardModel::load_on(&fixture(name), &Placement::on(Device::Cpu(of(int8)))).unwrap();
+            let fresh = RewardModel::load_on(&fixture(name), &Placement::on(Device::cpu(of(int8)))).unwrap();
             let (got, want) = (kept.score(&batch).unwrap().scores, fresh.score(&batch).unwrap().scores);
             assert_eq!(got, want, "{name}, {int8:?}");
         }
@@ -93,7 +93,7 @@ fn a_cache_does_not_decide_what_weights_are_held_in() {
 #[test]
 fn what_was_quantised_once_is_read_the_next_time() {
     let directory = tempfile::tempdir().unwrap();
-    let all = Device::Cpu(Weights { dtype: Float::F32, int8: Int8::All });
+    let all = Device::cpu(Weights { dtype: Float::F32, int8: Int8::All });
     let placement = Placement::on(all).with_int8_cache(Some(directory.path().join("int8")));
     let files = || -> Vec<PathBuf> {
         let entries = std::fs::read_dir(directory.path().join("int8")).unwrap();

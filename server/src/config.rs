@@ -67,7 +67,8 @@ impl Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
     /// Where the model runs: `auto` (all GPUs, else the CPU), `cpu`, `cuda:0`, or several, as `cuda:0,cuda:1`: a copy of the
-    /// model on each.
+    /// model on each. `cpu:0-15+32-47` is some of the CPUs, such as those of a socket: its threads stay there, with a copy of
+    /// the weights in the memory beside them.
     #[arg(long, env = "QRM_DEVICE", default_value = "auto")]
     device: Wanted,
     /// One copy with its layers divided over the devices, for a model that is too large for one of them.
@@ -79,7 +80,7 @@ pub(crate) struct EngineArgs {
     /// Directory where int8 weights are kept from one start to the next, a file for each checkpoint.
     #[arg(long, env = "QRM_INT8_CACHE", value_name = "DIR")]
     int8_cache: Option<PathBuf>,
-    /// Compute threads; 0 = one per core.
+    /// Compute threads of all devices together; 0 = one for each CPU.
     #[arg(long, env = "QRM_THREADS", default_value_t = 0)]
     threads: usize,
     /// Batches that are computed side by side on each device; on the CPU they divide the threads among them.
@@ -110,10 +111,7 @@ impl EngineArgs {
             max_queue_requests,
             prefix_cache_bytes: self.prefix_cache_mib.map(|mib| mib << 20),
             workers: self.workers,
-            threads: match self.threads {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
-                threads => threads,
-            },
+            threads: Some(self.threads).filter(|threads| *threads > 0),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use qrm_kernels::{Device, Float, Weights};
+use qrm_kernels::{Cores, Device, Float, Weights};
 use qrm_model::Placement;
 
 /// What `--device` may say.
@@ -18,9 +18,9 @@ pub(crate) enum Wanted {
 }
 
 /// A device by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Name {
-    Cpu,
+    Cpu(Cores),
     Cuda(usize),
 }
 
@@ -66,10 +66,11 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cpu" => Ok(Self::Cpu(Cores::default())),
             None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cpu", cores)) => cores.parse().map(Self::Cpu),
             Some(("cuda", ordinal)) => ordinal.parse().map(Self::Cuda).map_err(|e| format!("{text}: {e}")),
-            _ => Err(format!("{text:?} is no device: auto, cpu, cuda:0, or several as cuda:0,cuda:1")),
+            _ => Err(format!("{text:?} is no device: auto, cpu, cpu:0-15, cuda:0, or several as cuda:0,cuda:1")),
         }
     }
 }
@@ -77,7 +78,8 @@ impl FromStr for Name {
 impl std::fmt::Display for Name {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Cpu => f.write_str("cpu"),
+            Self::Cpu(cores) if cores.are_chosen() => write!(f, "cpu:{cores}"),
+            Self::Cpu(_) => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
     }
@@ -90,18 +92,19 @@ impl Devices {
         let names = match wanted {
             Wanted::These(names) => names.clone(),
             Wanted::Auto => match gpus() {
-                Ok(0) => vec![Name::Cpu],
+                Ok(0) => vec![Name::Cpu(Cores::default())],
                 Ok(count) => (0..count).map(Name::Cuda).collect(),
                 Err(why) => {
                     tracing::info!("computing on the CPU: {why}");
-                    vec![Name::Cpu]
+                    vec![Name::Cpu(Cores::default())]
                 }
             },
         };
-        let on_cpu = names.iter().filter(|name| **name == Name::Cpu).count();
+        let is_cpu = |name: &Name| matches!(name, Name::Cpu(_));
+        let on_cpu = names.iter().filter(|name| is_cpu(name)).count();
         ensure!(on_cpu == 0 || on_cpu == names.len(), "--device {}: CPU and GPU do not mix", list(&names));
         // Opened twice, a GPU has two streams, and neither waits for what the other computes.
-        let repeated = |(i, name): &(usize, &Name)| **name != Name::Cpu && names[..*i].contains(name);
+        let repeated = |(i, name): &(usize, &Name)| !is_cpu(name) && names[..*i].contains(name);
         if let Some((_, name)) = names.iter().enumerate().find(repeated).filter(|_| split) {
             bail!("--device {}: --split-layers takes {name} once", list(&names));
         }
@@ -111,7 +114,7 @@ impl Devices {
             (Dtype::Int8All, 0) => bail!("--dtype int8-all: a GPU has embedding and head in bf16; say int8"),
             (dtype, _) => dtype,
         };
-        let open = |name: &Name| open(*name, dtype).with_context(|| format!("--device {name}"));
+        let open = |name: &Name| open(name, dtype).with_context(|| format!("--device {name}"));
         let devices = names.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
         let placements = match split {
             true => vec![Placement::split(devices)],
@@ -161,8 +164,11 @@ fn gpus() -> Result<usize, std::convert::Infallible> {
 }
 
 #[cfg(feature = "cuda")]
-fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
-    let Name::Cuda(ordinal) = name else { return Ok(Device::Cpu(dtype.weights(true))) };
+fn open(name: &Name, dtype: Dtype) -> anyhow::Result<Device> {
+    let ordinal = match name {
+        Name::Cpu(cores) => return Ok(Device::Cpu(dtype.weights(true), cores.clone())),
+        Name::Cuda(ordinal) => *ordinal,
+    };
     let gpu = qrm_kernels::cuda::Gpu::open(ordinal)?;
     let (free, total) = gpu.memory()?;
     let (free_mib, total_mib) = (free >> 20, total >> 20);
@@ -171,9 +177,9 @@ fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
+fn open(name: &Name, dtype: Dtype) -> anyhow::Result<Device> {
     match name {
-        Name::Cpu => Ok(Device::Cpu(dtype.weights(true))),
+        Name::Cpu(cores) => Ok(Device::Cpu(dtype.weights(true), cores.clone())),
         Name::Cuda(_) => {
             bail!("this binary computes on the CPU alone: it was built without the feature `cuda`")
         }
@@ -184,21 +190,25 @@ fn open(name: Name, dtype: Dtype) -> anyhow::Result<Device> {
 mod tests {
     use super::*;
 
+    fn cpu() -> Name {
+        Name::Cpu(Cores::default())
+    }
+
     #[test]
     fn names_are_read() {
         assert_eq!("auto".parse(), Ok(Wanted::Auto));
         assert_eq!(
             "cpu, cuda:3,cuda".parse(),
-            Ok(Wanted::These(vec![Name::Cpu, Name::Cuda(3), Name::Cuda(0)]))
+            Ok(Wanted::These(vec![cpu(), Name::Cuda(3), Name::Cuda(0)]))
         );
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu,", "auto,cpu"] {
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu,", "cpu:", "cpu:x", "auto,cpu"] {
             assert!(wrong.parse::<Wanted>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_copy_a_device_or_one_over_all() {
-        let two = Wanted::These(vec![Name::Cpu; 2]);
+        let two = Wanted::These(vec![cpu(); 2]);
         let copies = Devices::open(&two, Dtype::Auto, false).unwrap();
         assert_eq!((copies.placements.len(), &*copies.names, &*copies.dtype), (2, "cpu,cpu", "f32"));
         assert_eq!(Devices::open(&two, Dtype::F32, true).unwrap().placements.len(), 1);
@@ -209,7 +219,7 @@ mod tests {
         let repeated = Wanted::These(vec![Name::Cuda(0), Name::Cuda(1), Name::Cuda(0)]);
         let error = Devices::open(&repeated, Dtype::Auto, true).unwrap_err().to_string();
         assert!(error.contains("takes cuda:0 once"), "{error}");
-        let mixed = Wanted::These(vec![Name::Cpu, Name::Cuda(0)]);
+        let mixed = Wanted::These(vec![cpu(), Name::Cuda(0)]);
         assert!(Devices::open(&mixed, Dtype::Auto, true).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use qrm_kernels::Cores;
 use qrm_model::{Placement, RewardModel, checkpoint};
 
 use crate::device::Devices;
@@ -53,22 +54,21 @@ impl FromStr for NamedModel {
 }
 
 /// The same weights, once for each placement.
-#[derive(Clone)]
 pub(crate) struct Copies {
-    pub(crate) first: Arc<RewardModel>,
-    others: Vec<Arc<RewardModel>>,
+    pub(crate) first: Placed,
+    others: Vec<Placed>,
+}
+
+/// The weights of one placement, and whose threads run it.
+pub(crate) struct Placed {
+    pub(crate) model: Arc<RewardModel>,
+    pub(crate) cores: Cores,
 }
 
 impl Copies {
     /// One after the other.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<RewardModel>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Placed> {
         std::iter::once(&self.first).chain(&self.others)
-    }
-}
-
-impl From<Arc<RewardModel>> for Copies {
-    fn from(first: Arc<RewardModel>) -> Self {
-        Self { first, others: Vec::new() }
     }
 }
 
@@ -80,14 +80,25 @@ pub(crate) fn load(
 ) -> anyhow::Result<Copies> {
     let mut placements = devices.placements.iter();
     let first = placements.next().context("no device")?;
-    let mut copies = Copies::from(load_on(model, against, first)?);
+    let load = |placement: &Placement, cores: &Cores| match cores.are_chosen() {
+        // By threads that are there, so that the memory is near them.
+        true => {
+            let pool = cores.pool(cores.count(), |i| format!("load-{i}"))?;
+            pool.install(|| load_on(model, against, placement))
+        }
+        false => load_on(model, against, placement),
+    };
+    let cores = first.cores();
+    let mut copies = Copies { first: Placed { model: load(first, &cores)?, cores }, others: Vec::new() };
     for placement in placements {
-        // Workers on the CPU read the same memory.
-        let copy = match placement.is_cpu() {
-            true => copies.first.clone(),
-            false => load_on(model, against, placement)?,
+        // Workers on the same CPUs read the same memory.
+        let cores = placement.cores();
+        let same = copies.iter().find(|copy| placement.is_cpu() && copy.cores == cores);
+        let model = match same {
+            Some(copy) => copy.model.clone(),
+            None => load(placement, &cores)?,
         };
-        copies.others.push(copy);
+        copies.others.push(Placed { model, cores });
     }
     Ok(copies)
 }

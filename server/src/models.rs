@@ -220,7 +220,7 @@ impl Loaded {
     ) -> anyhow::Result<Self> {
         let copies = model::load(source, against, devices)?;
         let engine = Engine::start(&copies, limits, metrics.clone())?;
-        let (model, devices) = (copies.first, devices.clone());
+        let (model, devices) = (copies.first.model, devices.clone());
         let drift = metrics.drift(&name, model.head());
         Ok(Self { name, model, devices, engine, drift, warm: AtomicBool::new(false) })
     }

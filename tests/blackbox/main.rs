@@ -7,6 +7,7 @@ mod chaos;
 mod compression;
 mod connections;
 mod contract;
+mod cores;
 mod dialects;
 mod errors;
 mod golden;

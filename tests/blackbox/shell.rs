@@ -74,3 +74,11 @@ fn a_gpu_that_is_not_there_is_said_to_be_missing() {
         "{mixed:?}"
     );
 }
+
+#[test]
+fn a_cpu_that_is_not_there_is_said_to_be_missing() {
+    let missing = run(&["serve", "--device", "cpu:1023", "--port", "0", "--grpc-port", "0"]);
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(said.contains("CPU 1023 is none that this process may use"), "{said}");
+    assert_eq!(missing.status.code(), Some(2));
+}

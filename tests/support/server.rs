@@ -90,6 +90,22 @@ impl Server {
         line.and_then(|l| l.split_whitespace().next()?.parse().ok()).expect("a number")
     }
 
+    /// Its threads: their names, and the CPUs that each may use.
+    pub fn threads(&self) -> Vec<(String, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a process");
+        // One that ends meanwhile has no files any more.
+        let read = |task: std::io::Result<std::fs::DirEntry>| {
+            let path = task.ok()?.path();
+            let status = std::fs::read_to_string(path.join("status")).ok()?;
+            let field = |name: &str| {
+                let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                value.map(|value| value.trim().to_owned())
+            };
+            Some((field("Name")?, field("Cpus_allowed_list")?))
+        };
+        tasks.filter_map(read).collect()
+    }
+
     /// The log so far.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().expect("no panic holds it").clone()

@@ -65,9 +65,9 @@ impl Decoder {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for part in &parts {
             loader.onto(&part.device);
-            for index in part.layers.clone() {
-                layers.push(Layer::load(loader, &config, index)?);
-            }
+            let load = || part.layers.clone().map(|index| Layer::load(loader, &config, index)).collect();
+            let loaded: Result<Vec<Layer>, CheckpointError> = part.run(load);
+            layers.extend(loaded?);
         }
         let final_norm = loader.norm("model.norm.weight", d)?;
         Ok(Self { config, embedding, layers, final_norm, rope: Mutex::new(rope), parts })

@@ -30,7 +30,7 @@ impl Pools {
     /// Pools of `slots` slots for a model on GPUs; none for one that is not.
     pub(super) fn new(model: &RewardModel, slots: usize) -> Result<Option<Arc<Self>>> {
         let pool = |(device, width): (Device, usize)| match device {
-            Device::Cpu(_) => Ok(None),
+            Device::Cpu(..) => Ok(None),
             Device::Cuda(gpu, weights) => {
                 cuda::pool(&gpu, slots, width, weights.dtype).map(|pool| Some(Mutex::new(pool)))
             }

@@ -25,7 +25,7 @@ use qrm_model::{PrefixCache, PrefixCacheStats, RewardModel, Trajectory};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::Metrics;
-use crate::model::Copies;
+use crate::model::{Copies, Placed};
 use cost::Cost;
 use job::{Job, JobResult};
 use queue::{Preparing, Queue, Refused};
@@ -44,14 +44,15 @@ pub(crate) struct Limits {
     pub(crate) prefix_cache_bytes: Option<usize>,
     /// Batches that are computed side by side.
     pub(crate) workers: usize,
-    /// Compute threads of all workers together.
-    pub(crate) threads: usize,
+    /// Compute threads of all workers together; none: one for each CPU.
+    pub(crate) threads: Option<usize>,
 }
 
 /// Accepts work and answers it. Dropping it closes the queue and waits for the workers.
 pub(crate) struct Engine {
     queue: Arc<Queue>,
     workers: Vec<JoinHandle<()>>,
+    threads: usize,
     budget: f64,
     /// One for each copy of the model.
     caches: Vec<Arc<Cache>>,
@@ -78,29 +79,32 @@ pub(crate) struct Terms {
 impl Engine {
     /// Starts the workers: `limits.workers` for each copy of the model. Whichever is free takes the next batch.
     pub(crate) fn start(copies: &Copies, limits: Limits, metrics: Metrics) -> anyhow::Result<Self> {
-        let models: Vec<&Arc<RewardModel>> =
+        let placed: Vec<&Placed> =
             copies.iter().flat_map(|copy| std::iter::repeat_n(copy, limits.workers.max(1))).collect();
-        let pool = |worker: usize| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads((limits.threads / models.len()).max(1))
-                .thread_name(move |i| format!("compute-{worker}-{i}"))
-                .build()
+        let pool = |(worker, Placed { cores, .. }): (usize, &&Placed)| {
+            let threads = match limits.threads {
+                Some(threads) => threads / placed.len(),
+                None => cores.count() / placed.iter().filter(|other| other.cores == *cores).count(),
+            };
+            cores.pool(threads, move |i| format!("compute-{worker}-{i}"))
         };
-        let pools = (0..models.len()).map(pool).collect::<Result<Vec<_>, _>>()?;
-        let cost = Cost::of_model(&copies.first);
+        let pools = placed.iter().enumerate().map(pool).collect::<Result<Vec<_>, _>>()?;
+        let threads = pools.iter().map(rayon::ThreadPool::current_num_threads).sum();
+        let first = &copies.first.model;
+        let cost = Cost::of_model(first);
         let budget = match limits.max_batch_tokens {
             Some(tokens) => tokens as f64,
-            None => budget::measure(&copies.first, &cost, &pools[0]),
+            None => budget::measure(first, &cost, &pools[0]),
         };
         // A GPU chooses its kernels with its first batch, which is to be nobody's; the first copy's is the warm-up.
         for copy in copies.iter().skip(1) {
-            copy.score(&[Trajectory { prompt_ids: [0].into(), response_ids: [0].into() }])?;
+            copy.model.score(&[Trajectory { prompt_ids: [0].into(), response_ids: [0].into() }])?;
         }
-        let queue = Arc::new(Queue::new(limits, cost, budget, models.len(), metrics.clone()));
+        let queue = Arc::new(Queue::new(limits, cost, budget, placed.len(), metrics.clone()));
         // Dropped where one cannot be started, which ends those that were.
-        let mut engine = Self { queue, workers: Vec::new(), budget, caches: Vec::new(), metrics };
+        let mut engine = Self { queue, workers: Vec::new(), threads, budget, caches: Vec::new(), metrics };
         let mut of_models: Vec<(&Arc<RewardModel>, Arc<Cache>)> = Vec::new();
-        for (i, (model, pool)) in models.into_iter().zip(pools).enumerate() {
+        for (i, (Placed { model, .. }, pool)) in placed.into_iter().zip(pools).enumerate() {
             // Workers of the same copy share its cache.
             let cache = match of_models.iter().find(|(of, _)| Arc::ptr_eq(of, model)) {
                 Some((_, cache)) => cache.clone(),
@@ -167,6 +171,11 @@ impl Engine {
     /// Whether a worker lives: without one nothing is answered. Of a closed engine: whether accepted work is left.
     pub(crate) fn is_alive(&self) -> bool {
         self.workers.iter().any(|w| !w.is_finished())
+    }
+
+    /// Compute threads of all workers together.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
     }
 
     /// What a batch may cost, in tokens through the linear layers.

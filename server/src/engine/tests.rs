@@ -46,7 +46,7 @@ pub(super) fn queue(budget: f64, max_queue_tokens: usize) -> Arc<Queue> {
         max_queue_requests: 100,
         prefix_cache_bytes: Some(0),
         workers: 1,
-        threads: 1,
+        threads: Some(1),
     };
     Arc::new(Queue::new(limits, TOKENS, budget, 1, Metrics::new().unwrap()))
 }

@@ -15,7 +15,7 @@ const ENOUGH: Duration = Duration::from_secs(4);
 /// Tokens a second, and what they were measured on.
 pub(super) fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
     let (copies, job) = (model::load(args.model.as_deref(), None, &args.engine.devices()?)?, args.job);
-    let model = copies.first.clone();
+    let model = copies.first.model.clone();
     let length = job.prompt_tokens.saturating_add(job.response_tokens);
     anyhow::ensure!(
         length <= model.context_length(),
@@ -46,7 +46,7 @@ pub(super) fn measure(args: &PlanArgs) -> anyhow::Result<(f64, Machine)> {
     let machine = Machine {
         model: model::name(args.model.as_deref()),
         parameters: model.parameters(),
-        threads: limits.threads,
+        threads: engine.threads(),
         trajectories,
         peak_bytes: peak_memory().saturating_sub(cached),
         prefix_cache_bytes: prompts.min(engine::cache_bytes(&model, limits.prefix_cache_bytes)?),

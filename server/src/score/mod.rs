@@ -62,7 +62,7 @@ pub(crate) struct ScoreArgs {
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     let devices = args.engine.devices()?;
     let copies = model::load(args.model.as_deref(), None, &devices)?;
-    let model = copies.first.clone();
+    let model = copies.first.model.clone();
     let before = Job::read(&args.output)?;
     let plan = match check(&args, &model, before.as_ref().map_or(0, |job| job.rows))? {
         Ok(plan) => plan,
