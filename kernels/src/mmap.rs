@@ -13,7 +13,7 @@ pub use memmap2::Mmap;
 #[allow(unsafe_code)]
 pub fn map_file(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
-    // SAFETY: the map is private and read-only, so nothing in this process can write through it. What is left
+    // SAFETY: the map is read-only, so nothing in this process can write through it. What is left
     // is another process changing the file under us; checkpoints are written once, and replaced by renaming.
     unsafe { Mmap::map(&file) }
 }

@@ -24,8 +24,10 @@ pub(super) struct Saved<'a> {
 /// The gradient of `qkv`.
 pub(super) fn backward(saved: &Saved<'_>, segments: &[Segment], heads: Heads) -> Vec<f32> {
     let mut roots = Vec::with_capacity(segments.len());
-    let mut trees: Vec<Vec<usize>> = Vec::new();
+    let (mut trees, mut covered): (Vec<Vec<usize>>, usize) = (Vec::new(), 0);
     for (i, segment) in segments.iter().enumerate() {
+        assert!(segment.start == covered, "a segment from row {}, after {covered}", segment.start);
+        covered += segment.len;
         let tree = segment.parent.map_or(trees.len(), |parent| roots[parent]);
         roots.push(tree);
         if tree == trees.len() {
@@ -33,6 +35,7 @@ pub(super) fn backward(saved: &Saved<'_>, segments: &[Segment], heads: Heads) ->
         }
         trees[tree].push(i);
     }
+    assert!(covered * heads.width() == saved.qkv.len(), "segments of {covered} rows");
     let mut tasks: Vec<_> =
         trees.iter().flat_map(|tree| (0..heads.kv).map(move |head| (tree, head))).collect();
     tasks.sort_by_key(|(tree, _)| std::cmp::Reverse(tree.iter().map(|i| segments[*i].len).sum::<usize>()));
@@ -48,7 +51,8 @@ pub(super) fn backward(saved: &Saved<'_>, segments: &[Segment], heads: Heads) ->
             },
         );
     };
-    // SAFETY: `clear` sets every column of every row to zero before anything is added.
+    // SAFETY: each row is of one segment, as was just asserted, and each segment of one tree; `clear` sets every column of its
+    // rows to zero before anything is added.
     unsafe { output::build(saved.qkv.len(), fill) }
 }
 

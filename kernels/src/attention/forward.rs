@@ -63,8 +63,10 @@ pub(super) fn forward(
     store: Store<'_>,
     heads: Heads,
 ) -> (Vec<f32>, Vec<f32>) {
-    let mut tasks = Vec::new();
+    let (mut tasks, mut covered) = (Vec::new(), 0);
     for q in queries {
+        assert!(q.row == covered, "queries from row {}, after {covered}", q.row);
+        covered += q.len;
         for offset in (0..q.len).step_by(QUERIES) {
             for kv_head in 0..heads.kv {
                 tasks.push(Task {
@@ -77,6 +79,7 @@ pub(super) fn forward(
             }
         }
     }
+    assert!(covered == n, "queries of {covered} rows, of {n}");
     // Longest first, so that no core is left with a long one at the end.
     tasks.sort_by_key(|t| std::cmp::Reverse((t.position + t.len) * t.len));
     let mut logsumexp = Vec::new();
@@ -86,7 +89,7 @@ pub(super) fn forward(
                 Scratch::with(heads, |scratch| run(task, qkv, store, heads, scratch, out, sums));
             });
         };
-        // SAFETY: the tasks cover every row and query head.
+        // SAFETY: the tasks cover every row, as was just asserted, and every query head, each once.
         logsumexp = unsafe { output::build(n * heads.q, each) };
     };
     // SAFETY: as above.

@@ -19,25 +19,37 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
+    /// The best first.
+    const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
+        Self::Portable,
+    ];
+
     /// The best path of this machine.
     pub(crate) fn detect() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
         *ISA.get_or_init(|| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                    return Isa::Avx512;
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    return Isa::Avx2;
-                }
-            }
-            #[cfg(target_arch = "aarch64")]
-            if std::arch::is_aarch64_feature_detected!("neon") {
-                return Isa::Neon;
-            }
-            Isa::Portable
+            let best = Self::ALL.iter().find(|isa| isa.is_there());
+            best.copied().unwrap_or(Self::Portable)
         })
+    }
+
+    /// Whether this machine can run it. What AVX-512 has no loops for takes AVX2's.
+    fn is_there(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f") && Self::Avx2.is_there(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Self::Portable => true,
+        }
     }
 
     /// Rows of a tile, at most [`MAX_ROWS`](super::tile::MAX_ROWS): as many as its registers hold, or twice as many.
@@ -60,19 +72,7 @@ impl Isa {
     /// Every path this machine can run, for tests that compare them.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {
-        let mut all = vec![Isa::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Isa::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Isa::Avx512);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        all.extend(std::arch::is_aarch64_feature_detected!("neon").then_some(Isa::Neon));
-        all
+        Self::ALL.iter().copied().filter(|isa| isa.is_there()).collect()
     }
 }
 
@@ -92,8 +92,8 @@ macro_rules! multiversion {
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             {
-                if is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512bw")
                 {
                     // SAFETY: the features were just detected.
                     #[allow(unsafe_code)]

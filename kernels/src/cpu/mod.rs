@@ -1,4 +1,9 @@
 //! What the CPU faces of the ops share.
+//!
+//! - [`isa`]: which instruction set runs. [`tile`]: the inner tile of a multiply in it; [`int8`] in integers.
+//! - [`storage`]: a weight's panels as they are held. [`multiplier`]: rows times panels, tile by tile, whatever they are held in.
+//! - [`product`]: the whole multiply on all threads. [`output`]: what its tasks write.
+//! - `math`: `exp`.
 
 pub(crate) mod int8;
 pub(crate) mod isa;

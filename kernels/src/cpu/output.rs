@@ -8,12 +8,12 @@ pub(crate) struct Output<T = f32> {
     len: usize,
 }
 
-// SAFETY: tasks only write through it, to ranges that the op keeps disjoint.
+// SAFETY: tasks read and write through it ranges that the op keeps disjoint.
 unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Output<T> {}
 
-impl<T> Output<T> {
+impl<T: Copy> Output<T> {
     /// The part `start .. start + len`.
     ///
     /// # Safety
@@ -31,7 +31,7 @@ impl<T> Output<T> {
 ///
 /// # Safety
 /// `fill` must write every element.
-pub(crate) unsafe fn build<T>(len: usize, fill: impl FnOnce(Output<T>)) -> Vec<T> {
+pub(crate) unsafe fn build<T: Copy>(len: usize, fill: impl FnOnce(Output<T>)) -> Vec<T> {
     let mut data = Vec::with_capacity(len);
     fill(Output { start: data.as_mut_ptr(), len });
     // SAFETY: capacity is `len`, and the caller promises that all of it was written.
