@@ -10,7 +10,7 @@
 //!   `loader` and `projection` are parts of it.
 //! - `quantized`: weights in int8, kept in a file from one start to the next.
 //! - [`placement`]: where the layers compute. `pipeline`: batches through a decoder that is in parts.
-//! - [`head`]: from hidden states to raw per-token scores (`q_vocab`, `q_scalar`, `outcome`).
+//! - [`head`]: from hidden states to raw per-token scores, of a vocabulary or a scalar.
 //! - [`reward`]: reward definitions over raw scores, and their normalisation. `steps`: where steps end.
 //! - [`reward_model`]: the whole, as the server and the trainer hold it.
 //! - [`prefix_cache`]: keys and values of prompts, kept between batches.

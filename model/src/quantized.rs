@@ -3,9 +3,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qrm_kernels::Panels;
 use qrm_kernels::mmap::{Mmap, map_file};
@@ -84,7 +86,10 @@ impl Quantized {
                 tensors.insert(format!("{name}.{part}"), bytes);
             }
         }
-        let unfinished = self.path.with_extension(format!("{}.unfinished", std::process::id()));
+        // Of this process two models may be loading the same checkpoint.
+        static WRITES: AtomicUsize = AtomicUsize::new(0);
+        let (process, write) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
+        let unfinished = self.path.with_extension(format!("{process}-{write}.unfinished"));
         let write = || {
             let views = tensors.iter().map(|(name, bytes)| {
                 let view = TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?;
@@ -92,6 +97,7 @@ impl Quantized {
             });
             let views = views.collect::<Result<Vec<_>, SafeTensorError>>().map_err(io::Error::other)?;
             write_safetensors(views, None, &unfinished).map_err(io::Error::other)?;
+            File::open(&unfinished)?.sync_all()?; // a name that survives a power cut is to have its content
             std::fs::rename(&unfinished, &self.path)
         };
         write().map_err(|source| {
