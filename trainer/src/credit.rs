@@ -71,7 +71,8 @@ pub fn answer(kind: RewardKind, rewards: &[f32]) -> f64 {
             wide.sum::<f64>() / rewards.len().max(1) as f64
         }
         RewardKind::Outcome | RewardKind::Dpo => wide.sum(),
-        RewardKind::Step => wide.filter(|r| *r != 0.0).fold(1.0, f64::min),
+        // Its worst step. An answer without one is not known to be wrong.
+        RewardKind::Step => wide.filter(|r| *r != 0.0).reduce(f64::min).unwrap_or(1.0),
     }
 }
 

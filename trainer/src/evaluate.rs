@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use qrm_model::reward::{Stats, TokenScores};
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::{RewardKind, RewardModel, Trajectory};
 use serde::Serialize;
 
 use crate::batches::within;
-use crate::credit::{Reading, ahead, readings};
+use crate::credit::{Reading, ahead, answer, readings};
 use crate::data::Example;
 
 /// Of a reward model on pairs, or of a policy on answers.
@@ -77,28 +77,19 @@ impl Evaluation {
 /// One number for an answer: what the training compares.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Score {
-    /// Mean of Z over the response tokens.
-    MeanLogit,
-    /// The scalar at the last token.
-    LastLogit,
-    /// Sum of log φ, minus the reference's.
+    /// What rewards of this kind say of it.
+    Served(RewardKind),
+    /// Sum of log φ, minus the reference's: of a policy that has no reference beside it.
     LogRatio,
-    /// Sum of the served rewards.
-    Sum,
-    /// The lowest of the steps' rewards.
-    WorstStep,
 }
 
 impl Score {
     /// Of an answer's scores.
     pub fn of(self, scores: &TokenScores, reference: f32) -> f64 {
-        let wide = |v: &f32| f64::from(*v);
         match self {
-            Self::MeanLogit => scores.logit.iter().map(wide).sum::<f64>() / scores.logit.len().max(1) as f64,
-            Self::Sum => scores.own.iter().map(wide).sum(),
-            Self::WorstStep => scores.own.iter().filter(|r| **r != 0.0).map(wide).fold(1.0, f64::min),
-            Self::LastLogit => scores.logit.last().map_or(0.0, wide),
+            Self::Served(kind) => answer(kind, &scores.rewards(kind)),
             Self::LogRatio => {
+                let wide = |v: &f32| f64::from(*v);
                 let log_phi = scores.logit.iter().zip(&scores.logsumexp).map(|(z, l)| wide(z) - wide(l));
                 log_phi.sum::<f64>() - f64::from(reference)
             }
@@ -199,7 +190,7 @@ fn calibration_error(margins: &[f64], beta: f64) -> f64 {
 mod tests {
     #[test]
     fn calibration_of_a_coin_and_of_an_oracle() {
-        assert!(super::calibration_error(&[1000.0, 1000.0, -1000.0, 1000.0], 1.0) - 0.25 < 1e-9);
+        assert!((super::calibration_error(&[1000.0, 1000.0, -1000.0, 1000.0], 1.0) - 0.25).abs() < 1e-9);
         assert!(super::calibration_error(&[50.0; 8], 1.0) < 1e-9);
         assert!((super::calibration_error(&[1e-9, -1e-9], 1.0)).abs() < 1e-6);
     }

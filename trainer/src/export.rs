@@ -167,9 +167,10 @@ fn config(model: &RewardModel, base: &Path, store: Store) -> anyhow::Result<Valu
         config.insert("num_labels".into(), json!(1));
         config.insert("id2label".into(), json!({"0": "REWARD"}));
         config.insert("label2id".into(), json!({"REWARD": 0}));
-        // `…ForSequenceClassification` finds the last token by it.
-        if config.get("pad_token_id").is_none_or(Value::is_null) {
-            config.insert("pad_token_id".into(), json!(model.eos_token_id()));
+        // `…ForSequenceClassification` reads at the last token that is not this one: were it the end of sequence, it would read
+        // before that, where an outcome model was not trained. Without one it refuses batches, which is seen.
+        if config.get("pad_token_id").is_some_and(|pad| *pad == json!(model.eos_token_id())) {
+            config.insert("pad_token_id".into(), Value::Null);
         }
     }
     Ok(Value::Object(config))

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qrm_model::RewardModel;
 use qrm_model::checkpoint::Checkpoint;
 use qrm_model::reward::HeadKind;
+use qrm_model::{RewardKind, RewardModel};
 
 use super::threads;
 use crate::credit::noise;
@@ -43,12 +43,12 @@ impl EvaluateArgs {
         let model = RewardModel::load(&self.model)?;
         let format = Format { kind: Kind::Pairs, append_eos: !self.no_append_eos };
         let examples = data::load(&self.data, format, &model)?;
-        let score = match model.head() {
-            HeadKind::Outcome => Score::LastLogit,
-            HeadKind::Step => Score::WorstStep,
-            HeadKind::Dpo => Score::Sum,
-            HeadKind::QVocab | HeadKind::QScalar => Score::MeanLogit,
-        };
+        let score = Score::Served(match model.head() {
+            HeadKind::Outcome => RewardKind::Outcome,
+            HeadKind::Step => RewardKind::Step,
+            HeadKind::Dpo => RewardKind::Dpo,
+            HeadKind::QVocab | HeadKind::QScalar => RewardKind::Logit,
+        });
         let beta = match (self.beta, model.head()) {
             (Some(beta), _) => beta,
             (None, HeadKind::Dpo) => 1.0, // its rewards have β in them

@@ -1,6 +1,7 @@
 //! `qrm-trainer sft`, `qrm`, `orm`, `prm` and `dpo`: what each adds to the flags of all training.
 
 use clap::{Args, ValueEnum};
+use qrm_model::RewardKind;
 use qrm_model::reward::HeadKind;
 
 use super::threads;
@@ -71,7 +72,7 @@ pub(super) struct DpoArgs {
 }
 
 pub(super) fn sft(args: TrainArgs) -> anyhow::Result<()> {
-    start(run(args, HeadKind::QVocab, Objective::Sft, Score::MeanLogit, Kind::Answers))
+    start(run(args, HeadKind::QVocab, Objective::Sft, Score::Served(RewardKind::Logit), Kind::Answers))
 }
 
 impl QrmArgs {
@@ -84,7 +85,7 @@ impl QrmArgs {
             (self.beta, self.gamma, self.label_smoothing, self.sft_weight);
         anyhow::ensure!(sft == 0.0 || head.is_vocabulary(), "--sft-weight is for a vocabulary head");
         let objective = Objective::Qrm(Preference { beta, gamma, label_smoothing, sft });
-        let run = run(self.train, head, objective, Score::MeanLogit, Kind::Pairs);
+        let run = run(self.train, head, objective, Score::Served(RewardKind::Logit), Kind::Pairs);
         start(Run { gamma_decay: self.gamma_decay, ..run })
     }
 }
@@ -93,13 +94,20 @@ impl OrmArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let label_smoothing = self.label_smoothing;
         let loss = Preference { beta: 1.0, gamma: 0.0, label_smoothing, sft: 0.0 };
-        start(run(self.train, HeadKind::Outcome, Objective::Outcome(loss), Score::LastLogit, Kind::Pairs))
+        start(run(
+            self.train,
+            HeadKind::Outcome,
+            Objective::Outcome(loss),
+            Score::Served(RewardKind::Outcome),
+            Kind::Pairs,
+        ))
     }
 }
 
 impl PrmArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let run = run(self.train, HeadKind::Step, Objective::Step, Score::WorstStep, Kind::Steps);
+        let run =
+            run(self.train, HeadKind::Step, Objective::Step, Score::Served(RewardKind::Step), Kind::Steps);
         start(Run { step_separator: self.step_separator, ..run })
     }
 }

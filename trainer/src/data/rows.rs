@@ -150,7 +150,7 @@ fn labels(steps: &[Step], offsets: &[[usize; 2]], append_eos: bool) -> Result<Ve
         }
         last = step.end;
         // The step's last token: the last that begins before its end.
-        let token = offsets.partition_point(|[begin, _]| *begin < step.end) - 1;
+        let token = offsets.partition_point(|[begin, _]| *begin < step.end).saturating_sub(1);
         labelled.push((token, step.label));
         if append_eos && step.end == end {
             labelled.push((offsets.len(), step.label));
