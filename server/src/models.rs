@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak}
 use std::time::Duration;
 
 use anyhow::Context;
-use qrm_model::{RewardModel, Trajectory};
+use qrm_model::RewardModel;
 
 use crate::device::Devices;
-use crate::engine::{Engine, Limits, Terms};
+use crate::engine::{self, Engine, Limits, Terms};
 use crate::metrics::Metrics;
 use crate::metrics::drift::Drift;
 use crate::model::{self, Against, NamedModel};
@@ -115,14 +115,19 @@ impl Models {
         self.is_closed() && !self.is_busy()
     }
 
+    /// Whether each has a worker.
+    pub(crate) fn are_alive(&self) -> bool {
+        self.0.iter().all(|served| served.current().engine.is_alive())
+    }
+
     /// Whether all of them are ready for requests; the first reason why not.
     pub(crate) fn ready(&self) -> Result<(), (&'static str, &'static str)> {
         for loaded in self.0.iter().map(Served::current) {
+            if loaded.engine.has_failed() {
+                return Err(("worker_dead", "the model's device has failed"));
+            }
             if loaded.engine.is_closed() {
                 return Err(("draining", "the server is shutting down"));
-            }
-            if !loaded.engine.is_alive() {
-                return Err(("worker_dead", "the worker has stopped"));
             }
             if !loaded.warm.load(Ordering::Acquire) {
                 return Err(("warming_up", "the model is warming up"));
@@ -199,12 +204,16 @@ impl Served {
         retired.retain(|old| old.strong_count() > 0);
         retired.push(Arc::downgrade(&old));
         drop(retired);
-        std::thread::Builder::new().name("drain".into()).spawn(move || {
+        let drain = std::thread::Builder::new().name("drain".into()).spawn(move || {
             // Requests hold it from before they are read until they are answered.
             while Arc::strong_count(&old) > 1 {
                 std::thread::sleep(Duration::from_millis(20));
             }
-        })?;
+        });
+        if let Err(error) = drain {
+            // Then the last request lets go of it.
+            tracing::warn!("no thread for the end of the old checkpoint: {error}");
+        }
         Ok(new)
     }
 }
@@ -227,9 +236,8 @@ impl Loaded {
 
     /// Runs one token through the engine. Blocks.
     pub(crate) fn warm(&self) -> anyhow::Result<()> {
-        let trajectory = Trajectory { prompt_ids: [0].into(), response_ids: [0].into() };
         let terms = Terms { client: "".into(), priority: 0, deadline: None };
-        let ticket = self.engine.submit(vec![trajectory], terms)?;
+        let ticket = self.engine.submit(vec![engine::smallest()], terms)?;
         ticket.blocking_answer().context("the first batch failed")?;
         self.warm.store(true, Ordering::Release);
         Ok(())

@@ -44,7 +44,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
     for served in app.models.iter() {
         let loaded = served.current();
         // One that was told to go and has is not dead.
-        app.metrics.worker(&served.name, loaded.engine.is_alive() || loaded.engine.is_closed());
+        app.metrics.worker(&served.name, !loaded.engine.has_failed());
     }
     let text = app.metrics.render().map_err(|_| ApiError::internal("the metrics could not be written"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())

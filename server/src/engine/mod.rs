@@ -98,7 +98,7 @@ impl Engine {
         };
         // A GPU chooses its kernels with its first batch, which is to be nobody's; the first copy's is the warm-up.
         for copy in copies.iter().skip(1) {
-            copy.model.score(&[Trajectory { prompt_ids: [0].into(), response_ids: [0].into() }])?;
+            copy.model.score(&[smallest()])?;
         }
         let queue = Arc::new(Queue::new(limits, cost, budget, placed.len(), metrics.clone()));
         // Dropped where one cannot be started, which ends those that were.
@@ -178,6 +178,11 @@ impl Engine {
         self.threads
     }
 
+    /// Whether its workers have ended without being told to: their devices do not compute any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.queue.has_failed()
+    }
+
     /// What a batch may cost, in tokens through the linear layers.
     pub(crate) fn budget(&self) -> f64 {
         self.budget
@@ -200,6 +205,11 @@ impl Drop for Engine {
             self.metrics.prefix_cache_bytes.sub(counted.bytes as i64);
         }
     }
+}
+
+/// What any model can score.
+pub(crate) fn smallest() -> Trajectory {
+    Trajectory { prompt_ids: [0].into(), response_ids: [0].into() }
 }
 
 /// What a prefix cache may hold where nobody said it: 512 MiB, or a third of what the model's GPUs have free.

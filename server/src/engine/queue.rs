@@ -50,6 +50,8 @@ struct State {
     /// Requests and tokens that the gauges show.
     published: (i64, i64),
     closed: bool,
+    /// The last worker left before that.
+    failed: bool,
     /// Queue tokens that a worker answers per second, a running mean over batches.
     rate: Option<f64>,
 }
@@ -66,8 +68,8 @@ pub(crate) struct Queue {
     cost: Cost,
     /// Of a batch.
     budget: f64,
-    /// That take batches side by side.
-    workers: usize,
+    /// That take batches side by side; those that have ended do not.
+    workers: AtomicUsize,
     metrics: Metrics,
 }
 
@@ -85,7 +87,7 @@ impl Drop for Preparing {
 impl Queue {
     pub(crate) fn new(limits: Limits, cost: Cost, budget: f64, workers: usize, metrics: Metrics) -> Self {
         let (state, changed, left) = (Mutex::default(), Condvar::new(), Notify::new());
-        let preparing = AtomicUsize::new(0);
+        let (preparing, workers) = (AtomicUsize::new(0), AtomicUsize::new(workers));
         Self { state, changed, left, preparing, limits, cost, budget, workers, metrics }
     }
 
@@ -256,9 +258,18 @@ impl Queue {
         self.state().closed
     }
 
-    /// Ends everything that waits.
-    pub(crate) fn stop(&self) {
+    /// Whether the last worker left before that.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state().failed
+    }
+
+    /// A worker has ended. With the last one everything ends that waits.
+    pub(crate) fn leave(&self) {
+        if self.workers.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
         let mut state = self.state();
+        state.failed = !state.closed;
         state.closed = true;
         for (_, job) in std::mem::take(&mut state.schedule).jobs() {
             job.fail(JobError::Stopped);
@@ -278,7 +289,7 @@ impl Queue {
     /// How long what waits now will take, at least a second, at most five minutes.
     pub(crate) fn retry_after(&self) -> Duration {
         let state = self.state();
-        let rate = state.rate.map(|rate| rate * self.workers as f64);
+        let rate = state.rate.map(|rate| rate * self.workers.load(Ordering::Acquire) as f64);
         let seconds = rate.map_or(1.0, |rate| state.schedule.tokens() as f64 / rate.max(1.0));
         Duration::from_secs_f64(seconds.ceil().clamp(1.0, 300.0))
     }

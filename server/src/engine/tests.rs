@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -289,6 +289,32 @@ fn only_what_fails_fails() {
         }
     }
     assert_eq!((metrics.failed_trajectories.get(), metrics.worker_restarts.get()), (2, 0));
+}
+
+/// What it had is failed once, not tried trajectory by trajectory; another worker's device may have the rest.
+#[test]
+fn a_device_that_computes_nothing_any_more_gets_no_more_work() {
+    // A batch is one job: each has a token in common.
+    let (queue, metrics) = (queue(1.0 + 32.0 * 9.0, 100_000), Metrics::new().unwrap());
+    let pushed = |seed| {
+        let (job, answer) = job(unshared(seed, 32, 10), terms("", 0));
+        queue.push(job).unwrap();
+        answer
+    };
+    let (mut scored, mut lost, mut waits) = (pushed(0), pushed(1), pushed(2));
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = tries.clone();
+    let breaks = move |batch: &[Trajectory]| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => score(batch),
+        _ => Err(ModelError::NotFinite { index: 0 }),
+    };
+    Worker::new(queue.clone(), Box::new(breaks), metrics.clone()).run();
+    assert!(scored.try_recv().unwrap().is_ok());
+    assert!(matches!(lost.try_recv(), Ok(Err(JobError::Failed(_)))));
+    assert!(matches!(waits.try_recv(), Ok(Err(JobError::Stopped))));
+    // The batch, its first halves down to one, and the smallest there is.
+    assert_eq!(tries.load(Ordering::SeqCst), 1 + 6 + 1);
+    assert!(queue.has_failed() && queue.is_idle() && metrics.failed_trajectories.get() == 1);
 }
 
 #[test]

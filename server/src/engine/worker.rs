@@ -1,9 +1,10 @@
 //! Runs batches, one after the other. What makes a batch fail is found by halving it; the others are answered. A panic
-//! that is nobody's batch costs the worker its turn, not its life.
+//! that is nobody's batch costs the worker its turn, not its life. A device that computes nothing any more does: others may
+//! have theirs.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use qrm_model::{BatchScores, ModelError, Trajectory};
@@ -12,6 +13,7 @@ use tracing::Span;
 use super::job::JobError;
 use super::queue::Queue;
 use super::schedule::Part;
+use super::smallest;
 use crate::metrics::Metrics;
 use crate::telemetry::{SPAN, otlp};
 
@@ -24,14 +26,16 @@ pub(super) struct Worker {
     metrics: Metrics,
     /// What it has taken from the queue and not given back.
     taken: Mutex<Vec<Trajectory>>,
+    /// Why the device computes nothing any more.
+    broken: OnceLock<String>,
 }
 
 impl Worker {
     pub(super) fn new(queue: Arc<Queue>, score: Box<Score>, metrics: Metrics) -> Self {
-        Self { queue, score, metrics, taken: Mutex::default() }
+        Self { queue, score, metrics, taken: Mutex::default(), broken: OnceLock::new() }
     }
 
-    /// Until the queue is closed and empty.
+    /// Until the queue is closed and empty, or the device is broken.
     pub(super) fn run(self) {
         while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
             tracing::error!("the worker panicked and starts again");
@@ -39,11 +43,12 @@ impl Worker {
             let taken = std::mem::take(&mut *self.taken());
             self.fail(&taken, "a panic in the worker");
         }
-        self.queue.stop();
+        self.queue.leave();
     }
 
     fn work(&self) {
-        while let Some(batch) = self.queue.next_batch() {
+        while self.broken.get().is_none() {
+            let Some(batch) = self.queue.next_batch() else { return };
             self.taken().clone_from(&batch);
             self.batch(&batch);
             self.taken().clear();
@@ -51,16 +56,22 @@ impl Worker {
     }
 
     fn batch(&self, batch: &[Trajectory]) {
+        if let Some(why) = self.broken.get() {
+            return self.fail(batch, why);
+        }
         let _span = self.span(batch).entered();
         let start = Instant::now();
-        let failed = match catch_unwind(AssertUnwindSafe(|| (self.score)(batch))) {
-            Ok(Ok(scores)) => return self.deliver(batch, scores, start.elapsed()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "a panic in the engine".into(),
+        let failed = match self.try_score(batch) {
+            Ok(scores) => return self.deliver(batch, scores, start.elapsed()),
+            Err(failed) => failed,
         };
         if let [one] = batch {
             self.metrics.failed_trajectories.inc();
             tracing::error!(tokens = one.len(), "a trajectory failed: {failed}");
+            if let Err(why) = self.try_score(&[smallest()]) {
+                tracing::error!("the device computes nothing any more, and gets no more work: {why}");
+                let _ = self.broken.set(why);
+            }
             return self.fail(batch, &failed);
         }
         tracing::warn!(trajectories = batch.len(), "a batch failed and is halved: {failed}");
@@ -68,6 +79,13 @@ impl Worker {
         let (first, second) = batch.split_at(batch.len() / 2);
         self.batch(first);
         self.batch(second);
+    }
+
+    fn try_score(&self, batch: &[Trajectory]) -> Result<BatchScores, String> {
+        match catch_unwind(AssertUnwindSafe(|| (self.score)(batch))) {
+            Ok(scores) => scores.map_err(|error| error.to_string()),
+            Err(_) => Err("a panic in the engine".into()),
+        }
     }
 
     /// A batch is part of the trace of its first request that is kept, and linked to those of the others.
