@@ -1,4 +1,4 @@
-//! The wire contract of the token-reward service, as types and nothing else.
+//! The wire contract of the token-reward service, as types, and how gRPC's are decoded within bounds.
 //!
 //! # Layout
 //!

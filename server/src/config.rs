@@ -2,6 +2,7 @@
 //! with the commands.
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,7 +90,7 @@ pub(crate) struct EngineArgs {
     /// What one batch may cost, in unique tokens (a costlier trajectory is a batch of its own); default: measured at the
     /// start, the smallest at which the device is busy.
     #[arg(long, env = "QRM_MAX_BATCH_TOKENS")]
-    max_batch_tokens: Option<usize>,
+    max_batch_tokens: Option<NonZeroUsize>,
     /// MiB of keys and values of prompts that are kept between batches, on each device; 0 = none. Default: 512 on the CPU, a
     /// third of what a GPU has free once the model is loaded and has computed its largest batch.
     #[arg(long, env = "QRM_PREFIX_CACHE_MIB", value_parser = mebibytes)]
@@ -106,7 +107,7 @@ impl EngineArgs {
     /// An engine's sizes; so many tokens and requests may wait.
     pub(crate) fn limits(&self, max_queue_tokens: usize, max_queue_requests: usize) -> Limits {
         Limits {
-            max_batch_tokens: self.max_batch_tokens,
+            max_batch_tokens: self.max_batch_tokens.map(NonZeroUsize::get),
             max_queue_tokens,
             max_queue_requests,
             prefix_cache_bytes: self.prefix_cache_mib.map(|mib| mib << 20),

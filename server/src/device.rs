@@ -70,7 +70,9 @@ impl FromStr for Name {
             None if text == "cuda" => Ok(Self::Cuda(0)),
             Some(("cpu", cores)) => cores.parse().map(Self::Cpu),
             Some(("cuda", ordinal)) => ordinal.parse().map(Self::Cuda).map_err(|e| format!("{text}: {e}")),
-            _ => Err(format!("{text:?} is no device: auto, cpu, cpu:0-15, cuda:0, or several as cuda:0,cuda:1")),
+            _ => Err(format!(
+                "{text:?} is no device: auto, cpu, cpu:0-15, cuda:0, or several as cuda:0,cuda:1"
+            )),
         }
     }
 }
@@ -197,10 +199,7 @@ mod tests {
     #[test]
     fn names_are_read() {
         assert_eq!("auto".parse(), Ok(Wanted::Auto));
-        assert_eq!(
-            "cpu, cuda:3,cuda".parse(),
-            Ok(Wanted::These(vec![cpu(), Name::Cuda(3), Name::Cuda(0)]))
-        );
+        assert_eq!("cpu, cuda:3,cuda".parse(), Ok(Wanted::These(vec![cpu(), Name::Cuda(3), Name::Cuda(0)])));
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu,", "cpu:", "cpu:x", "auto,cpu"] {
             assert!(wrong.parse::<Wanted>().is_err(), "{wrong}");
         }

@@ -27,7 +27,8 @@ impl Keys {
     /// every user of the machine can read. A configured source without a key is an error: an empty file must not open the
     /// service.
     pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Self> {
-        let admin = std::env::var("QRM_ADMIN_KEY").ok();
+        // A file's last newline comes with it; no request could.
+        let admin = std::env::var("QRM_ADMIN_KEY").ok().map(|key| key.trim().to_owned());
         anyhow::ensure!(admin.as_deref() != Some(""), "QRM_ADMIN_KEY is empty");
         let clients = match (file, std::env::var("QRM_API_KEYS")) {
             (Some(file), _) => read(file)?,

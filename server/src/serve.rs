@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -58,6 +59,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             .then(|| Duration::from_millis(args.default_timeout_ms)),
         idle_timeout: args.idle_timeout,
         cors: api::cors(&args.cors_origin)?,
+        leaving: AtomicBool::new(false),
     });
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => tracing::debug!(files, "descriptors"),
@@ -81,12 +83,17 @@ async fn listen(
         tls: tls.clone(),
         places: Arc::new(Semaphore::new(args.max_connections as usize)),
     };
-    let (stop, stopped) = watch::channel(false);
-    let serve =
-        |listener, router| tokio::spawn(connections::serve(listener, router, terms.clone(), stopped.clone()));
+    let ((leave, leaving), (stop, stopped)) = (watch::channel(false), watch::channel(false));
+    let serve = |listener, router, leaving| {
+        tokio::spawn(connections::serve(listener, router, terms.clone(), leaving, stopped.clone()))
+    };
     let (http, grpc) = (bind(args, args.port).await?, bind(args, args.grpc_port).await?);
     let addresses = (http.local_addr()?, grpc.local_addr()?);
-    let servers = (serve(http, api::router(app.clone())), serve(grpc, grpc::router(app.clone())?));
+    // Of gRPC a connection is for good, unless it is told to go. HTTP's go with their next answer.
+    let servers = (
+        serve(http, api::router(app.clone()), stopped.clone()),
+        serve(grpc, grpc::router(app.clone())?, leaving),
+    );
 
     let warming = app.clone();
     tokio::task::spawn_blocking(move || warming.models.warm()).await??;
@@ -96,15 +103,17 @@ async fn listen(
     let (http, grpc) = addresses;
     tracing::info!(%http, %grpc, tls = tls.is_some(), models = names.join(","), "listening");
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = reload_on_hangup(&app, &mut hangup) => {}
-        () = reload_files(&app, tls) => {}
-    }
+    let is_dead = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = reload_on_hangup(&app, &mut hangup) => false,
+        () = reload_files(&app, tls) => false,
+        () = death(&app) => true,
+    };
     tracing::info!("draining");
     let start = Instant::now();
-    app.models.close();
+    app.leave();
+    let _ = leave.send(true);
     let drained = drain(&app, args.drain_timeout).await;
     let _ = stop.send(true);
     // The engines are empty; what they gave is still being written, and taken by slow readers.
@@ -113,7 +122,8 @@ async fn listen(
     let finished = tokio::time::timeout(left, servers).await.is_ok();
     tracing::info!(drained, finished, "stopped");
     match (drained, finished) {
-        (true, true) => Ok(ExitCode::SUCCESS),
+        (true, true) if !is_dead => Ok(ExitCode::SUCCESS),
+        (true, true) => Ok(ExitCode::FAILURE),
         (true, false) => Ok(ExitCode::FAILURE),
         // A worker may be in the middle of a long batch that nobody may wait for any more.
         (false, _) => std::process::exit(1),
@@ -133,6 +143,14 @@ async fn drain(app: &App, timeout: Duration) -> bool {
         }
     };
     tokio::time::timeout(timeout, empty).await.is_ok()
+}
+
+/// Until a model has no worker left. Whoever started the server can start it again, perhaps on another machine.
+async fn death(app: &App) {
+    while app.models.are_alive() {
+        tokio::time::sleep(LOOK).await;
+    }
+    tracing::error!("a model's device has failed, so that it cannot be served any more");
 }
 
 /// Every SIGHUP reads all checkpoints again; one that cannot be loaded leaves its old one serving.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use qrm_tests::raw::{connect, head, length, request};
-use qrm_tests::{Rng, Server, fixture};
+use qrm_tests::{Rng, Server, fixture, until};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -164,6 +164,28 @@ fn a_drain_waits_for_answers_to_be_taken() {
         }
         assert_eq!(server.wait(30 * SECOND).success(), is_taken);
     }
+}
+
+#[test]
+fn a_drain_sends_its_clients_elsewhere() {
+    let mut server = Server::start(&fixture("qwen2"), &["--threads", "1", "--drain-timeout", "60"]);
+    let small = request(&Rng::new(1).request(1).to_string());
+    let mut kept = connect(server.address());
+    kept.write_all(&small).expect("sent");
+    assert_eq!(answer(&mut kept, 1 << 16, Duration::ZERO), "HTTP/1.1 200 OK");
+    // Enough work that it drains for a while.
+    let mut busy = connect(server.address());
+    let mut rng = Rng::new(2);
+    let work: Vec<_> = (0..300).map(|_| rng.input(300, 200)).collect();
+    busy.write_all(&request(&json!({ "inputs": work }).to_string())).expect("sent");
+    server.client().until("qrm_queue_requests", |waiting| waiting >= 1.0);
+    server.terminate();
+    until("it drains", || server.log().iter().any(|line| line["fields"]["message"] == "draining"));
+    kept.write_all(&small).expect("sent");
+    let (refused, _) = to_end(kept);
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("connection: close\r\n"), "{refused}");
+    assert_eq!(answer(&mut busy, 1 << 16, Duration::ZERO), "HTTP/1.1 200 OK");
+    assert!(server.wait(60 * SECOND).success());
 }
 
 #[test]

@@ -5,7 +5,8 @@ use qrm_tests::{Rng, Server, fixture};
 /// The first and the last CPU that these tests may use.
 fn ends() -> (String, String) {
     let status = std::fs::read_to_string("/proc/self/status").expect("a process");
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list").trim();
+    let list =
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list").trim();
     let mut numbers = list.split([',', '-']).map(str::to_owned);
     let first = numbers.next().expect("a CPU");
     let last = numbers.next_back().unwrap_or_else(|| first.clone());

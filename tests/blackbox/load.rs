@@ -145,6 +145,11 @@ fn deadlines_and_disconnects_drop_queued_work() {
         first.join().expect("answered")
     });
     idle(&client);
+    let gone =
+        r#"qrm_requests_total{dialect="native",key="",model="qwen2",route="/v1/rewards",status="499"} 1"#;
+    until("the client that went is counted", || {
+        client.get("/metrics").ok().as_str().is_some_and(|text| text.contains(gone))
+    });
     // Of the two that nobody waited for, nothing was computed.
     let computed = client.metric("qrm_computed_tokens_total") - warm_up;
     assert_eq!(first["usage"]["computed_tokens"].as_f64(), Some(computed));

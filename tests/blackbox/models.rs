@@ -50,7 +50,7 @@ fn new_weights_are_swapped_in_and_bad_ones_are_not() {
 
     // Nobody else may, and nothing changes while nothing new is there.
     for other in [client.clone(), client.with_key("secreT")] {
-        assert_eq!(other.post("/admin/reload", &json!({})).refused(403).0, "not_admin");
+        assert_eq!(other.post("/admin/reload", &json!({})).refused(401).0, "not_admin");
     }
     let same = admin.post("/admin/reload", &json!({})).ok();
     assert_eq!((&same["model_version"], &same["previous_version"]), (&old, &old));

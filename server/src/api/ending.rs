@@ -1,4 +1,5 @@
-//! What came of an answer is known at its end: a stream is at work until then, and may end in an error.
+//! What came of a request is known at its answer's end: a stream is at work until then, and may end in an error. Or its client
+//! goes first.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,6 +8,33 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
+
+/// Hears once how a request ended.
+pub(super) struct Hears<T>(Option<Heard<T>>);
+
+type Heard<T> = Box<dyn FnOnce(Option<T>) + Send>;
+
+impl<T> Hears<T> {
+    /// `heard` is called with what it ended in, or with nothing where its client went first.
+    pub(super) fn new(heard: impl FnOnce(Option<T>) + Send + 'static) -> Self {
+        Self(Some(Box::new(heard)))
+    }
+
+    /// It ended in this.
+    pub(super) fn of(mut self, end: T) {
+        if let Some(heard) = self.0.take() {
+            heard(Some(end));
+        }
+    }
+}
+
+impl<T> Drop for Hears<T> {
+    fn drop(&mut self) {
+        if let Some(heard) = self.0.take() {
+            heard(None);
+        }
+    }
+}
 
 /// Calls `end`, with the trailers that there are, when the last of the answer is given out; at once where all of it is there.
 /// Where the client goes first it is dropped.

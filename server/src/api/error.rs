@@ -95,6 +95,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
     }
 
+    /// 401: there is no admin key, or it was not given.
+    pub(crate) fn not_admin() -> Self {
+        let message = "the admin key is needed: start with QRM_ADMIN_KEY, send Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "not_admin", message)
+    }
+
     /// 408: the body comes too slowly.
     pub(crate) fn too_slow() -> Self {
         let message = "the body came too slowly";
@@ -139,12 +145,6 @@ impl ApiError {
     pub(crate) fn deadline() -> Self {
         let message = "the deadline passed before the result";
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded", message)
-    }
-
-    /// 403: there is no admin key, or it was not given.
-    pub(crate) fn not_admin() -> Self {
-        let message = "the admin key is needed: start with QRM_ADMIN_KEY, send Authorization: Bearer KEY";
-        Self::new(StatusCode::FORBIDDEN, "authentication_error", "not_admin", message)
     }
 
     /// 422: a checkpoint that cannot be served.

@@ -38,6 +38,7 @@ mod status;
 mod tokenize;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -78,9 +79,22 @@ pub(crate) struct App {
     pub(crate) idle_timeout: Duration,
     /// Pages elsewhere whose scripts may call.
     pub(crate) cors: CorsLayer,
+    /// New work is refused, and clients are sent elsewhere.
+    pub(crate) leaving: AtomicBool,
 }
 
 impl App {
+    /// Refuses new work from now on.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.models.close();
+    }
+
+    /// Whether it does.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
     /// The model of that name, or the first.
     pub(crate) fn served(&self, name: Option<&str>) -> Result<&Served, Invalid> {
         let name = name.unwrap_or_else(|| self.models.first_name());

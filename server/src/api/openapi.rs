@@ -19,12 +19,9 @@ pub(crate) enum Refusals {
     /// Not JSON
     #[response(status = 400)]
     NotJson(ErrorBody),
-    /// A key is missing or wrong
+    /// A key is missing or wrong; under `/admin`, the admin key
     #[response(status = 401)]
     Unauthorized(ErrorBody),
-    /// The admin key is missing or wrong
-    #[response(status = 403)]
-    NotAdmin(ErrorBody),
     /// Unknown route or model
     #[response(status = 404)]
     NotFound(ErrorBody),

@@ -24,6 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
@@ -56,9 +57,18 @@ pub(crate) struct Terms {
     pub(crate) places: Arc<Semaphore>,
 }
 
-/// Serves connections until `stop` is true; then those that have requests finish them.
-pub(crate) async fn serve(listener: TcpListener, router: Router, terms: Terms, stop: watch::Receiver<bool>) {
-    let graceful = GracefulShutdown::new();
+/// Serves connections until `stop` is true; then those that have requests finish them. Those that are there when `leave` is
+/// true take no new ones from then on.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    terms: Terms,
+    leave: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
+) {
+    let mut graceful = GracefulShutdown::new();
+    let mut left = JoinSet::new();
+    let mut leaving = std::pin::pin!(is_true(leave));
     let mut stopped = std::pin::pin!(is_true(stop.clone()));
     loop {
         // A place is asked for by whoever has come: else a port to which nobody comes would keep one.
@@ -68,6 +78,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, terms: Terms, s
         };
         let (accepted, place) = tokio::select! {
             next = next => next,
+            () = &mut leaving, if left.is_empty() => {
+                left.spawn(std::mem::take(&mut graceful).shutdown());
+                continue;
+            }
             () = &mut stopped => break,
         };
         match accepted {
@@ -89,6 +103,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, terms: Terms, s
     }
     drop(listener);
     graceful.shutdown().await;
+    left.join_all().await;
 }
 
 fn is_the_clients(error: &io::Error) -> bool {

@@ -104,18 +104,18 @@ impl Metrics {
             drifts: Drifts::register(&registry)?,
             requests: counters(
                 "qrm_requests_total",
-                "Requests answered.",
+                "Requests that have ended; status 499 or Cancelled: their clients went first.",
                 &["route", "dialect", "model", "status", "key"],
             )?,
             request_seconds: registered(
                 &registry,
                 HistogramVec::new(
-                    HistogramOpts::new("qrm_request_seconds", "From a request's head to its answer.")
+                    HistogramOpts::new("qrm_request_seconds", "From a request's head to its end.")
                         .buckets(SECONDS.to_vec()),
                     &["route", "dialect"],
                 )?,
             )?,
-            in_flight: gauges("qrm_requests_in_flight", "Requests not yet answered.", &["route"])?,
+            in_flight: gauges("qrm_requests_in_flight", "Requests that have not ended.", &["route"])?,
             model_info: gauges(
                 "qrm_model_info",
                 "1 for each checkpoint that is served.",
@@ -174,7 +174,7 @@ impl Metrics {
         })
     }
 
-    /// Counts a request that begins. Its end is counted by [`InFlight::end`], or, where the client goes first, not at all.
+    /// Counts a request that begins; [`InFlight::end`] counts its end.
     pub(crate) fn begin(&self, route: &str) -> InFlight {
         let gauge = self.in_flight.with_label_values(&[route]);
         gauge.inc();
@@ -235,7 +235,7 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// Counts it as answered. Gives how long it took.
+    /// Counts it as ended. Gives how long it took.
     pub(crate) fn end(self, route: &str, seen: &Seen, status: &str) -> Duration {
         let time = self.start.elapsed();
         let dialect = dialect(route);

@@ -4,18 +4,19 @@ use axum::http::HeaderMap;
 use clap::Args;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use tokio::runtime::{Builder, Runtime};
+use tonic::transport::ClientTlsConfig;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Where traces go, and how many.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Traces {
-    /// Where traces go, OTLP over gRPC (`http://host:4317`); default: `OTEL_EXPORTER_OTLP_ENDPOINT`, else nowhere.
+    /// Where traces go, OTLP over gRPC (`http://host:4317`, or `https`); default: `OTEL_EXPORTER_OTLP_ENDPOINT`, else nowhere.
     #[arg(id = "otlp_endpoint", long = "otlp-endpoint", env = "QRM_OTLP_ENDPOINT")]
     endpoint: Option<String>,
     /// Share of the requests that are traced, of those that do not say themselves (`traceparent`).
@@ -45,7 +46,10 @@ impl Export {
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
         let within = runtime.enter();
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+        // Of an `https://` collector, whose certificate the machine's authorities vouch for.
+        let tls = ClientTlsConfig::new().with_enabled_roots();
+        let exporter =
+            SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_tls_config(tls).build()?;
         drop(within);
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(traces.share)));
         let resource = Resource::builder().with_service_name("qrm-server").build();

@@ -14,11 +14,14 @@ pub(crate) mod vllm;
 
 use qrm_proto::{Datum, Input, TextOrIds};
 
-/// One number for a whole answer: the mean of its rewards; of an outcome or step model, whose other tokens have none, the
-/// sum.
+/// One number for a whole answer, that by which its kind of model is trained to compare answers: an outcome model's only
+/// reward, a step model's worst step, log π/π_ref of all of it, else the mean of its rewards.
 fn sequence_score(reward: &str, datum: &Datum) -> f32 {
     match reward {
-        "outcome" | "step" => datum.sum,
+        "outcome" | "dpo" => datum.sum,
+        "step" => {
+            datum.rewards.values().iter().copied().filter(|r| *r != 0.0).reduce(f32::min).unwrap_or(1.0)
+        }
         _ => datum.score,
     }
 }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use super::LOOK;
 use crate::api::App;
 use crate::api::auth;
-use crate::api::ending;
+use crate::api::ending::{self, Hears};
 use crate::api::error::ApiError;
 use crate::api::observe;
 use crate::api::request_id::{self, REQUEST_ID};
@@ -45,24 +45,29 @@ pub(super) async fn gate(State(app): State<Arc<App>>, mut request: Request, next
     request.extensions_mut().insert(seen.clone());
     let id = request_id::of(request.headers());
     let span = observe::span("", method.trim_start_matches('/'), &id, request.headers());
+    let named_by = id.clone();
     let called = async {
         match admit(&app, method, request).await {
             Ok(request) => named(&app, method, next.run(request).await),
             Err(error) => Status::from(error).into_http(),
         }
     };
-    let mut response = called.instrument(span.clone()).await;
-    response.headers_mut().insert(REQUEST_ID, id.clone());
-    // A call that ends well, and a stream however it ends, says so after its messages.
-    let refusal = Status::from_header_map(response.headers());
-    ending::at_end(response, move |trailers| {
-        let code = trailers.and_then(Status::from_header_map).or(refusal).map_or(Code::Ok, |s| s.code());
+    let called = called.instrument(span.clone());
+    let hears = Hears::new(move |code: Option<Code>| {
+        let code = code.unwrap_or(Code::Cancelled);
         let status = format!("{code:?}");
         let time = in_flight.end(method, &seen, &status);
         let (model, id) = (seen.model(), id.to_str().unwrap_or_default());
         let failed = matches!(code, Code::Internal | Code::Unknown | Code::DataLoss | Code::Unavailable);
         observe::close(&span, &status, model, failed);
         tracing::info!(route = method, status, model, id, ms = time.as_micros() as f64 / 1e3, "call");
+    });
+    let mut response = called.await;
+    response.headers_mut().insert(REQUEST_ID, named_by);
+    // A call that ends well, and a stream however it ends, says so after its messages.
+    let refusal = Status::from_header_map(response.headers());
+    ending::at_end(response, move |trailers| {
+        hears.of(trailers.and_then(Status::from_header_map).or(refusal).map_or(Code::Ok, |s| s.code()));
     })
 }
 

@@ -8,7 +8,7 @@ use crate::api::error::ApiError;
 /// `ResourceExhausted` and `Unavailable` are worth another try, later; the others are not.
 pub(super) fn code(error: &ApiError) -> Code {
     match error.status().as_u16() {
-        401 | 403 => Code::Unauthenticated,
+        401 => Code::Unauthenticated,
         404 => Code::NotFound,
         408 | 504 => Code::DeadlineExceeded,
         429 => Code::ResourceExhausted,
