@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use qrm_model::reward::Normalize;
+use qrm_model::text::TextProcessor;
 use qrm_rl::learner::Learner;
 use qrm_rl::objective::reinforce;
 use qrm_rl::rewards::{Asked, Rewards};
@@ -19,8 +20,9 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("reinforce POLICY URL STEPS OUTPUT")
     };
     let adam = Settings { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+    let text = TextProcessor::load(Path::new(policy))?;
+    let server = Rewards::new(vec![url.clone()], text, Asked::default(), Duration::from_secs(60));
     let mut policy = Learner::policy(Path::new(policy), adam, 8192)?;
-    let server = Rewards::new(vec![url.clone()], Asked::default(), Duration::from_secs(60));
     let mut questions = Source::arithmetic(Split::Train, 1..=3, 0);
     let sampler = Sampler { temperature: 1.0, samples: 4, max_new_tokens: 64 };
     for step in 0..steps.parse()? {

@@ -4,14 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use qrm_model::generation::{Sampling, Settings};
 use qrm_model::{RewardModel, Trajectory};
+use qrm_trainer::task::sample::sampling;
 
 use crate::rewards::{RewardError, Rewards, Scored};
 use crate::task::Question;
-
-/// Answers that grow side by side.
-const WIDTH: usize = 256;
 
 /// One sampled answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +44,7 @@ pub struct Sampler {
 /// Where rewards come from.
 pub enum Judge {
     /// A running server.
-    Server(Rewards),
+    Server(Box<Rewards>),
     /// The task itself: 1 at the end of a right answer.
     Verifier,
 }
@@ -60,6 +57,8 @@ pub struct Rollout {
     pub rewards: Vec<Vec<f32>>,
     /// The reward's name.
     pub reward: String,
+    /// Version of the model that gave all of them; empty where the verifier did.
+    pub model_version: String,
     /// Spent in sampling.
     pub sampling: Duration,
     /// Spent by the server, both halves together; most of it while the other half was sampled.
@@ -76,15 +75,7 @@ impl Sampler {
         questions: &[Question],
         seed: u64,
     ) -> anyhow::Result<Vec<Answer>> {
-        let settings = Settings {
-            sampling: match self.temperature > 0.0 {
-                true => Sampling::All { temperature: self.temperature },
-                false => Sampling::ArgMax,
-            },
-            max_new_tokens: self.max_new_tokens,
-            width: WIDTH,
-            seed,
-        };
+        let settings = sampling(self.temperature, self.max_new_tokens, seed);
         let eos = policy.eos_token_id().context("the policy names no end-of-sequence token")?;
         let prompts: Vec<_> = questions.iter().map(|q| q.prompt_ids.clone()).collect();
         let mut answers = Vec::with_capacity(prompts.len() * self.samples);
@@ -128,19 +119,19 @@ impl Sampler {
             let scored_two = judge.score(&two);
             let scored_one = judged.join().map_err(|_| anyhow::anyhow!("the reward client panicked"))?;
             let ((scored_one, time_one), (scored_two, time_two)) = (scored_one?, scored_two?);
+            let (answers, mut scoring) = ([one, two].concat(), time_one + time_two);
+            let scored = match scored_one.and(scored_two) {
+                // New weights may have come between the halves: by now they judge both.
+                Err(RewardError::Versions { .. }) => {
+                    let (scored, time) = judge.score(&answers)?;
+                    scoring += time;
+                    scored
+                }
+                scored => scored?,
+            };
             let waiting = start.elapsed() - sampling;
-            let [a, b] = [&scored_one.reward, &scored_two.reward];
-            if !two.is_empty() && a != b {
-                return Err(RewardError::Apart { one: a.clone(), other: b.clone() }.into());
-            }
-            Ok(Rollout {
-                answers: [one, two].concat(),
-                rewards: [scored_one.rewards, scored_two.rewards].concat(),
-                reward: scored_one.reward,
-                sampling,
-                scoring: time_one + time_two,
-                waiting,
-            })
+            let Scored { rewards, reward, model_version } = scored;
+            Ok(Rollout { answers, rewards, reward, model_version, sampling, scoring, waiting })
         })
     }
 }
@@ -150,8 +141,8 @@ impl Judge {
     fn score(&self, answers: &[Answer]) -> anyhow::Result<(Scored, Duration)> {
         let start = Instant::now();
         let scored = match self {
-            Self::Server(rewards) if !answers.is_empty() => rewards.score(answers)?,
-            _ => {
+            Self::Server(rewards) => rewards.score(answers)?,
+            Self::Verifier => {
                 let of = |answer: &Answer| {
                     let mut rewards = vec![0.0; answer.response_ids.len()];
                     if let Some(last) = rewards.last_mut() {
@@ -159,7 +150,8 @@ impl Judge {
                     }
                     rewards
                 };
-                Scored { rewards: answers.iter().map(of).collect(), reward: "verifier".into() }
+                let rewards = answers.iter().map(of).collect();
+                Scored { rewards, reward: "verifier".into(), model_version: String::new() }
             }
         };
         Ok((scored, start.elapsed()))

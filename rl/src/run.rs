@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use qrm_model::reward::Stats;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_trainer::report::Report;
@@ -20,6 +21,8 @@ use crate::task::{Question, Source};
 
 /// Saved states that are kept: of two learners, one may have been saved and the other not.
 const KEPT: usize = 2;
+/// Among a state's settings: the version of the reward model behind the last rollout.
+const MODEL_VERSION: &str = "model_version";
 
 /// A run under way.
 pub struct Run {
@@ -35,6 +38,8 @@ pub struct Run {
     /// Open once it is known where the run begins.
     report: Option<Report>,
     position: Position,
+    /// Until there is a rollout after a saved state.
+    is_resumed: bool,
     /// Of the policy, and of the critic.
     states: [States; 2],
 }
@@ -58,6 +63,7 @@ impl Run {
             _ => None,
         };
         std::fs::create_dir_all(&settings.output)?;
+        let decisive = json!({ "run": settings.decisive(&sampler), MODEL_VERSION: null });
         let mut run = Self {
             reference: RewardModel::load(&policy)?,
             policy: Learner::policy(&policy, adam, budget)?,
@@ -67,7 +73,8 @@ impl Run {
             sampler,
             validation,
             report: None,
-            position: Position { step: 0, settings: settings.decisive(&sampler), best: None },
+            position: Position { step: 0, settings: decisive, best: None },
+            is_resumed: false,
             states: ["policy", "critic"].map(|name| States::new(&settings.output.join(name), KEPT)),
             settings,
         };
@@ -82,6 +89,13 @@ impl Run {
     /// Goes on where the policy's newest state is: it is saved last.
     fn resume(&mut self) -> anyhow::Result<()> {
         let updates = self.settings.updates(self.settings.prompts * self.sampler.samples);
+        if let Some(state) = self.states[0].newest() {
+            let at = || state.display().to_string();
+            let saved = std::fs::read(state.join("position.json")).with_context(at)?;
+            let saved: Position = serde_json::from_slice(&saved).with_context(at)?;
+            // Compared with the servers' once they have answered.
+            self.position.settings[MODEL_VERSION] = saved.settings[MODEL_VERSION].clone();
+        }
         let settings = &self.position.settings;
         let Some(saved) = self.policy.resume(&self.states[0], settings, None, updates)? else {
             return Ok(());
@@ -92,6 +106,7 @@ impl Run {
         // The questions that were asked already.
         self.source.take(self.settings.prompts * saved.step, &self.policy.model)?;
         self.position = saved;
+        self.is_resumed = true;
         Ok(())
     }
 
@@ -163,6 +178,7 @@ impl Run {
         let questions = self.source.take(self.settings.prompts, &self.policy.model)?;
         let seed = self.settings.seed.wrapping_mul(1 << 20).wrapping_add(step as u64);
         let rollout = self.sampler.rollout(&self.policy.model, &questions, seed, &self.judge)?;
+        let has_new_judge = self.judged_by(step, &rollout.model_version)?;
         let trajectories: Vec<Trajectory> = rollout.answers.iter().map(|a| a.trajectory()).collect();
         let push = self.push(&rollout, &trajectories)?;
         let learning = Instant::now();
@@ -178,6 +194,7 @@ impl Run {
         let numbers = [
             ("reward", reward),
             ("reward_std", reward_std),
+            ("reward_model_changed", f64::from(u8::from(has_new_judge))),
             ("right", right),
             ("finished", share(|a| a.finished)),
             ("response_length", tokens as f64 / answers),
@@ -201,6 +218,23 @@ impl Run {
             report.progress(step, format!("{}: right {right:.3} · reward {reward:.3}", rollout.reward));
         }
         Ok(())
+    }
+
+    /// Notes a rollout's reward model; whether it is another than before. New weights under a run are its operator's choice,
+    /// and told; under a saved state they may be a mistake.
+    fn judged_by(&mut self, step: usize, version: &str) -> anyhow::Result<bool> {
+        let is_resumed = std::mem::take(&mut self.is_resumed);
+        let before = std::mem::replace(&mut self.position.settings[MODEL_VERSION], version.into());
+        let Some(before) = before.as_str().filter(|before| *before != version) else { return Ok(false) };
+        anyhow::ensure!(
+            !is_resumed || self.settings.new_reward_model,
+            "the state was saved under version {before} of the reward model, the servers now have {version}: \
+             --new-reward-model goes on under it"
+        );
+        self.say(&format!(
+            "warning: from step {step} on version {version} of the reward model judges, before that {before}"
+        ));
+        Ok(true)
     }
 
     fn push(&self, rollout: &Rollout, trajectories: &[Trajectory]) -> anyhow::Result<Push> {

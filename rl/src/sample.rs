@@ -5,20 +5,19 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use qrm_model::RewardModel;
+use qrm_trainer::task::pairs::Answers;
+use qrm_trainer::task::sample::CHUNK;
 use serde_json::{Value, json};
 
-use crate::rewards::Rewards;
+use crate::rewards::{Rewards, Scored};
 use crate::rollout::{Answer, Sampler};
 use crate::task::{Question, Source};
-
-/// Questions whose answers are held before they are written.
-const CHUNK: usize = 1024;
 
 /// What a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rows {
-    /// One answer: `messages, response, is_right, finished, tokens`; where a server judges them, `rewards` of its tokens and
-    /// `reward`, their name.
+    /// One answer: `messages, response, is_right, finished, tokens`; where a server judges them, `rewards` of its tokens,
+    /// `reward`, their name, and `model_version`, whose they are.
     Answers,
     /// A right and a wrong answer to one question, for `qrm-trainer`: `messages, chosen, rejected`.
     Pairs,
@@ -68,8 +67,7 @@ impl Sample<'_> {
                 let rows = match self.rows {
                     Rows::Pairs => pairs(self.policy, question, answers, self.pairs)?,
                     Rows::Answers => {
-                        let judged =
-                            |k: usize| scored.as_ref().map(|s| (&s.reward, &s.rewards[i * group + k]));
+                        let judged = |k: usize| scored.as_ref().map(|s| (s, &s.rewards[i * group + k]));
                         let of = |(k, answer)| row(self.policy, question, answer, judged(k));
                         answers.iter().enumerate().map(of).collect::<anyhow::Result<_>>()?
                     }
@@ -100,39 +98,31 @@ fn row(
     policy: &RewardModel,
     question: &Question,
     answer: &Answer,
-    judged: Option<(&String, &Vec<f32>)>,
+    judged: Option<(&Scored, &Vec<f32>)>,
 ) -> anyhow::Result<Value> {
     let tokens = answer.response_ids.iter().map(|id| policy.text().decode(&[*id], false));
     let mut row = json!({
         "messages": messages(question), "response": text(policy, answer)?, "is_right": answer.is_right,
         "finished": answer.finished, "tokens": tokens.collect::<Result<Vec<_>, _>>()?,
     });
-    if let Some((reward, rewards)) = judged {
-        (row["reward"], row["rewards"]) = (json!(reward), json!(rewards));
+    if let Some((scored, rewards)) = judged {
+        (row["reward"], row["rewards"]) = (json!(scored.reward), json!(rewards));
+        row["model_version"] = json!(scored.model_version);
     }
     Ok(row)
 }
 
-/// Each wrong answer once, against the right one that is the longest the same.
+/// Finished answers, wrong against right ones.
 fn pairs(
     policy: &RewardModel,
     question: &Question,
     answers: &[Answer],
     most: usize,
 ) -> anyhow::Result<Vec<Value>> {
-    let mut texts = [Vec::new(), Vec::new()];
+    let mut told = Answers::default();
     for answer in answers.iter().filter(|a| a.finished) {
-        let side = &mut texts[usize::from(answer.is_right)];
-        let text = text(policy, answer)?;
-        if !text.is_empty() && !side.contains(&text) {
-            side.push(text);
-        }
+        told.add(text(policy, answer)?, answer.is_right);
     }
-    let [wrong, right] = texts;
-    let same = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    let pair = |wrong: &String| {
-        let chosen = right.iter().max_by_key(|right| same(right, wrong))?;
-        Some(json!({"messages": messages(question), "chosen": chosen, "rejected": wrong}))
-    };
-    Ok(wrong.iter().filter_map(pair).take(most).collect())
+    let row = |(right, wrong): (&str, &str)| json!({"messages": messages(question), "chosen": right, "rejected": wrong});
+    Ok(told.pairs(most).map(row).collect())
 }

@@ -127,6 +127,8 @@ pub struct Settings {
     pub save_every: usize,
     /// Go on from the newest saved state.
     pub resume: bool,
+    /// Go on from it under another version of the reward model too.
+    pub new_reward_model: bool,
 }
 
 impl Settings {
@@ -134,8 +136,8 @@ impl Settings {
     /// closely it is watched, where that does not choose the policy that is kept.
     pub(crate) fn decisive(&self, sampler: &Sampler) -> Value {
         let steps = if self.decay == Decay::Constant { 0 } else { self.steps };
-        let (output, save_every, resume) = (PathBuf::new(), 0, false);
-        let mut same = Self { output, steps, save_every, resume, ..self.clone() };
+        let (output, save_every, resume, new_reward_model) = (PathBuf::new(), 0, false, false);
+        let mut same = Self { output, steps, save_every, resume, new_reward_model, ..self.clone() };
         if !self.keep_best {
             (same.eval_every, same.eval_samples, same.validation) = (0, 0, String::new());
         }

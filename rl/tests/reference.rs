@@ -104,6 +104,7 @@ fn settings(algorithm: Algorithm, case: &Case) -> Settings {
         keep_best: false,
         save_every: 0,
         resume: false,
+        new_reward_model: false,
     }
 }
 
@@ -126,6 +127,7 @@ fn rollout(rewards: &[Vec<f32>], reward: &str, finished: bool) -> Rollout {
         answers: rewards.iter().map(answer).collect(),
         rewards: rewards.to_vec(),
         reward: reward.into(),
+        model_version: String::new(),
         sampling: Duration::ZERO,
         scoring: Duration::ZERO,
         waiting: Duration::ZERO,

@@ -24,9 +24,10 @@ fn client(algorithm: &str, url: &str, output: &Path, flags: &[&str]) -> Child {
 }
 
 /// What people look at, in every step.
-const METRICS: [&str; 19] = [
+const METRICS: [&str; 20] = [
     "reward",
     "reward_std",
+    "reward_model_changed",
     "right",
     "finished",
     "response_length",
@@ -51,6 +52,18 @@ fn finish(child: Child) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(answer["pass_at_1"].is_number());
+}
+
+/// Why it did not go on.
+fn refused(child: Child) -> String {
+    let output = child.wait_with_output().expect("it ends");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{words}");
+    words
+}
+
+fn version(server: &Server) -> String {
+    server.client().get("/info").ok()["model_version"].as_str().expect("a version").to_owned()
 }
 
 fn metrics(output: &Path) -> Vec<Value> {
@@ -83,12 +96,9 @@ fn every_algorithm_learns_from_the_server() {
         assert_eq!(std::fs::read_dir(output.join("tensorboard")).expect("a directory").count(), 1);
         assert_eq!(rows.iter().filter(|row| row["eval/pass_at_1"].is_number()).count(), 3);
         // The policy is another, and loads.
-        let version = |model: &str| {
-            let server = Server::start(model, &[]);
-            server.client().get("/info").ok()["model_version"].clone()
-        };
         let trained = output.join("model");
-        assert_ne!(version(trained.to_str().expect("UTF-8")), version(&fixture("qwen2")));
+        let trained = Server::start(trained.to_str().expect("UTF-8"), &[]);
+        assert_ne!(version(&trained), version(&servers[0]));
     }
     for server in servers {
         assert!(server.client().metric("qrm_computed_tokens_total") > 100.0, "both servers take turns");
@@ -128,10 +138,65 @@ fn every_front_makes_the_same_policy() {
     for url in &urls[2..] {
         let output = dir.path().join("refused");
         let flags = ["--steps", "1", "--reward-ca", &ca, "--key", "guessed"];
-        let refused = client("reinforce", url, &output, &flags).wait_with_output().expect("it ends");
-        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && words.contains("refuses"), "{words}");
+        let words = refused(client("reinforce", url, &output, &flags));
+        assert!(words.contains("refuses"), "{words}");
     }
+}
+
+/// Its ids are all in range there, and every reward would be of another text.
+#[test]
+fn a_model_of_another_vocabulary_does_not_judge() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_without_model(&[]);
+    for url in [format!("http://{}", server.address()), format!("grpc://{}", server.grpc())] {
+        let words = refused(client("reinforce", &url, &dir.path().join("run"), &["--steps", "1"]));
+        assert!(words.contains("another vocabulary"), "{words}");
+    }
+}
+
+/// The rewards of half a step from one and of half from another would be scaled together.
+#[test]
+fn a_step_is_judged_by_one_version() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let servers = ["qwen2", "qwen3"].map(|model| Server::start(&fixture(model), &[]));
+    let http = servers.each_ref().map(|s| format!("http://{}", s.address())).join(",");
+    let grpc = servers.each_ref().map(|s| format!("grpc://{}", s.grpc())).join(",");
+    for urls in [http, grpc] {
+        let words = refused(client("reinforce", &urls, &dir.path().join("run"), &["--steps", "1"]));
+        assert!(servers.iter().all(|server| words.contains(&version(server))), "{words}");
+    }
+}
+
+/// New weights under a run are told, and under a saved state refused unless they are meant.
+#[test]
+fn another_version_does_not_judge_unseen() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = dir.path().join("run");
+    let server = Server::start_with(&fixture("qwen2"), &[], &[("QRM_ADMIN_KEY", "secret")]);
+    let (url, old) = (format!("http://{}", server.address()), version(&server));
+    let flags = |steps: &'static str| ["--steps", steps, "--save-every", "25", "--resume"];
+    let mut child = client("reinforce", &url, &output, &flags("200"));
+    until("there are steps", || metrics(&output).len() >= 3);
+    let admin = server.client().with_key("secret");
+    admin.post("/admin/reload", &json!({"source": fixture("qwen3")})).ok();
+    assert!(child.try_wait().expect("a child").is_none(), "the client was too quick for this test");
+    let new = version(&server);
+    let told = child.wait_with_output().expect("it ends");
+    let words = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.status.success() && words.contains(&old) && words.contains(&new), "{words}");
+    let is_changed = |row: &&Value| row["train/reward_model_changed"] == 1.0;
+    assert_eq!(metrics(&output).iter().filter(is_changed).count(), 1);
+    // The state is of the new ones.
+    finish(client("reinforce", &url, &output, &flags("201")));
+    let server = Server::start(&fixture("qwen2"), &[]);
+    let url = format!("http://{}", server.address());
+    let words = refused(client("reinforce", &url, &output, &flags("201")));
+    assert!([&old[..], &new, "--new-reward-model"].iter().all(|word| words.contains(word)), "{words}");
+    let meant = [&flags("225")[..], &["--new-reward-model"]].concat();
+    finish(client("reinforce", &url, &output, &meant));
+    // The next state is of these.
+    finish(client("reinforce", &url, &output, &flags("226")));
+    assert_eq!(metrics(&output).iter().filter(is_changed).count(), 2);
 }
 
 /// Every answer with the server's own rewards for it, and pairs that the trainer takes.
@@ -164,10 +229,18 @@ fn samples_are_rows() {
         let row: Value = serde_json::from_str(line).expect("JSON");
         assert!(row["messages"][0]["content"].as_str().is_some_and(|q| q.starts_with("What is ")), "{row}");
         assert_eq!(row["reward"], "advantage");
+        assert_eq!(row["model_version"], version(&server));
         let length = |name: &str| row[name].as_array().map(Vec::len);
         assert!(length("tokens") == length("rewards") && length("tokens") > Some(0), "{row}");
     }
     assert_eq!(text.lines().count(), 6, "no question twice");
+    let run = Command::new(binary().with_file_name("qrm-rl"))
+        .args(["sample", "--policy", &fixture("qwen2"), "--rows", "pairs", "--with-rewards", "--output"])
+        .arg(&output)
+        .output()
+        .expect("it runs");
+    let words = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(!run.status.success() && words.contains("--rows answers"), "{words}");
 }
 
 /// What a policy can do is not measured on what it learns from.
@@ -183,14 +256,12 @@ fn questions_of_a_file_need_others_beside_them() {
     let url = format!("http://{}", server.address());
     let output = dir.path().join("run");
     let alone = ["--steps", "1", "--save-every", "1", "--data", &train];
-    let refused = client("reinforce", &url, &output, &alone).wait_with_output().expect("it ends");
-    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && words.contains("--eval-data"), "{words}");
+    let words = refused(client("reinforce", &url, &output, &alone));
+    assert!(words.contains("--eval-data"), "{words}");
     finish(client("reinforce", &url, &output, &[&alone[..], &["--eval-data", &held_out]].concat()));
     // A new run would find the states of this one.
-    let refused = client("reinforce", &url, &output, &["--steps", "1"]).wait_with_output().expect("it ends");
-    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && words.contains("--resume"), "{words}");
+    let words = refused(client("reinforce", &url, &output, &["--steps", "1"]));
+    assert!(words.contains("--resume"), "{words}");
 }
 
 /// All of the experiment with models that have learnt nothing.

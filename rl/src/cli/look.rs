@@ -114,6 +114,10 @@ impl EvaluateArgs {
 
 impl SampleArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.with_rewards || self.rows == Rows::Answers,
+            "--with-rewards is for --rows answers: a pair has no place for them"
+        );
         let policy = RewardModel::load(&self.policy)?;
         let mut source = self.task.source(self.split, &policy, self.seed)?;
         let sampler = Sampler {
@@ -121,7 +125,7 @@ impl SampleArgs {
             samples: self.samples.max(1),
             max_new_tokens: self.max_new_tokens,
         };
-        let server = if self.with_rewards { Some(self.server.connect(false)?) } else { None };
+        let server = if self.with_rewards { Some(self.server.connect(&self.policy, false)?) } else { None };
         let job = Sample {
             policy: &policy,
             sampler,

@@ -3,11 +3,12 @@
 mod look;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use qrm_model::RewardModel;
+use qrm_model::text::TextProcessor;
 use qrm_trainer::task::Split;
 use qrm_trainer::task::problem::events;
 
@@ -94,7 +95,7 @@ impl ServerArgs {
         format!("{:?} of {:?}", self.reward, self.reward_model)
     }
 
-    fn connect(&self, with_entropy: bool) -> anyhow::Result<Rewards> {
+    fn connect(&self, policy: &Path, with_entropy: bool) -> anyhow::Result<Rewards> {
         let asked = Asked {
             model: self.reward_model.clone(),
             reward: self.reward.clone(),
@@ -102,7 +103,8 @@ impl ServerArgs {
             key: self.key.clone(),
             ca: self.reward_ca.as_ref().map(std::fs::read).transpose()?,
         };
-        Ok(Rewards::new(self.reward_url.clone(), asked, Duration::from_secs(self.patience)))
+        let (urls, policy) = (self.reward_url.clone(), TextProcessor::load(policy)?);
+        Ok(Rewards::new(urls, policy, asked, Duration::from_secs(self.patience)))
     }
 }
 

@@ -135,6 +135,9 @@ pub(super) struct TrainArgs {
     /// Go on from the newest saved state.
     #[arg(long)]
     resume: bool,
+    /// Go on from it though the servers' reward model is another by now.
+    #[arg(long, requires = "resume")]
+    new_reward_model: bool,
     /// Validation questions, at most.
     #[arg(long, default_value_t = 400)]
     eval_questions: usize,
@@ -174,7 +177,10 @@ impl TrainArgs {
         drop(policy);
         let judge = match self.judge {
             RewardSource::Verifier => Judge::Verifier,
-            RewardSource::Server => Judge::Server(self.server.connect(self.baseline == Baseline::Entropy)?),
+            RewardSource::Server => {
+                let rewards = self.server.connect(&self.policy, self.baseline == Baseline::Entropy)?;
+                Judge::Server(Box::new(rewards))
+            }
         };
         let settings = self.settings(algorithm, started);
         let sampler = Sampler {
@@ -231,6 +237,7 @@ impl TrainArgs {
             keep_best: self.best,
             save_every: self.save_every,
             resume: self.resume,
+            new_reward_model: self.new_reward_model,
         }
     }
 

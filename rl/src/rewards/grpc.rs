@@ -1,36 +1,71 @@
-//! `qrm.v1.RewardService/Score`, with ids.
+//! `qrm.v1.RewardService`: `Score`, with ids, and `Tokenize`.
 
 use std::time::Duration;
 
 use qrm_proto::v1::input::Context;
 use qrm_proto::v1::response::Content;
 use qrm_proto::v1::reward_service_client::RewardServiceClient;
-use qrm_proto::v1::{Input, Options, Response, ScoreRequest, ScoreResponse, TokenIds};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use qrm_proto::v1::{
+    Input, Options, Response, ScoreRequest, ScoreResponse, TokenIds, TokenizeRequest, TokenizeResponse,
+    tokenize_request,
+};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::{Asked, Scored, TIMEOUT, Try, sum};
+use super::{Asked, Failed, Scored, TIMEOUT, sum};
 use crate::rollout::Answer;
 
 /// Longest answer, bytes.
 const LONGEST: usize = 1 << 30;
 
-/// One call on a connection of its own: a rollout is few calls, and each may go to another server.
-pub(super) fn attempt(url: &str, asked: &Asked, answers: &[Answer]) -> Try {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return Try::Never(error.to_string()),
-    };
-    match runtime.block_on(call(url, asked, answers)) {
-        Ok(response) => Try::Done(Scored {
-            rewards: response.data.into_iter().map(|t| sum(t.rewards, &t.entropy)).collect(),
-            reward: response.summary.unwrap_or_default().reward,
-        }),
-        Err(status) => refused(&status),
-    }
+pub(super) fn score(url: &str, asked: &Asked, answers: &[Answer]) -> Result<Scored, Failed> {
+    let response = wait(url, call_score(url, asked, answers))?;
+    let summary = response.summary.unwrap_or_default();
+    Ok(Scored {
+        rewards: response.data.into_iter().map(|t| sum(t.rewards, &t.entropy)).collect(),
+        reward: summary.reward,
+        model_version: summary.model_version,
+    })
 }
 
-async fn call(url: &str, asked: &Asked, answers: &[Answer]) -> Result<ScoreResponse, Status> {
+/// Ids of a text, and the strings that they stand for.
+pub(super) fn tokenize(url: &str, asked: &Asked, text: &str) -> Result<Vec<(u32, String)>, Failed> {
+    let response = wait(url, call_tokenize(url, asked, text))?;
+    Ok(response.tokens.into_iter().zip(response.token_strs).collect())
+}
+
+fn wait<T>(url: &str, call: impl Future<Output = Result<T, Status>>) -> Result<T, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failed::refused(url, error.to_string()))?;
+    runtime.block_on(call).map_err(|status| failed(url, &status))
+}
+
+async fn call_score(url: &str, asked: &Asked, answers: &[Answer]) -> Result<ScoreResponse, Status> {
+    let request = ScoreRequest {
+        options: Some(Options {
+            model: asked.model.clone().unwrap_or_default(),
+            reward: asked.reward.clone().unwrap_or_default(),
+            include: asked.include().iter().map(|name| (*name).into()).collect(),
+            ..Options::default()
+        }),
+        inputs: answers.iter().map(input).collect(),
+    };
+    let mut client = connect(url, asked).await?;
+    Ok(client.score(with_key(asked, request)?).await?.into_inner())
+}
+
+async fn call_tokenize(url: &str, asked: &Asked, text: &str) -> Result<TokenizeResponse, Status> {
+    let request = TokenizeRequest {
+        model: asked.model.clone().unwrap_or_default(),
+        content: Some(tokenize_request::Content::Prompt(text.to_owned())),
+        ..TokenizeRequest::default()
+    };
+    let mut client = connect(url, asked).await?;
+    Ok(client.tokenize(with_key(asked, request)?).await?.into_inner())
+}
+
+/// A connection of its own for every call: a rollout is few calls, and each may go to another server.
+async fn connect(url: &str, asked: &Asked) -> Result<RewardServiceClient<Channel>, Status> {
     let invalid = |error: tonic::transport::Error| Status::invalid_argument(format!("{url}: {error}"));
     let mut endpoint =
         Endpoint::from_shared(url.replacen("grpc", "http", 1)).map_err(invalid)?.timeout(TIMEOUT);
@@ -42,22 +77,17 @@ async fn call(url: &str, asked: &Asked, answers: &[Answer]) -> Result<ScoreRespo
         endpoint = endpoint.tls_config(tls).map_err(invalid)?;
     }
     let channel = endpoint.connect().await.map_err(|error| Status::unavailable(reasons(&error)))?;
-    let mut client = RewardServiceClient::new(channel).max_decoding_message_size(LONGEST);
-    let mut request = Request::new(ScoreRequest {
-        options: Some(Options {
-            model: asked.model.clone().unwrap_or_default(),
-            reward: asked.reward.clone().unwrap_or_default(),
-            include: asked.include().iter().map(|name| (*name).into()).collect(),
-            ..Options::default()
-        }),
-        inputs: answers.iter().map(input).collect(),
-    });
+    Ok(RewardServiceClient::new(channel).max_decoding_message_size(LONGEST))
+}
+
+fn with_key<T>(asked: &Asked, message: T) -> Result<Request<T>, Status> {
+    let mut request = Request::new(message);
     if let Some(key) = &asked.key {
         let bearer = format!("Bearer {key}").parse();
         let bearer = bearer.map_err(|_| Status::invalid_argument("the key is no header value"))?;
         request.metadata_mut().insert("authorization", bearer);
     }
-    Ok(client.score(request).await?.into_inner())
+    Ok(request)
 }
 
 fn input(answer: &Answer) -> Input {
@@ -70,7 +100,7 @@ fn input(answer: &Answer) -> Input {
 }
 
 /// What the server may have answered otherwise a moment later is tried again.
-fn refused(status: &Status) -> Try {
+fn failed(url: &str, status: &Status) -> Failed {
     let after = status.metadata().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
     let message = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
@@ -80,8 +110,8 @@ fn refused(status: &Status) -> Try {
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::Internal
-        | Code::Unavailable => Try::Later(message, Duration::from_secs(after.unwrap_or(0))),
-        _ => Try::Never(message),
+        | Code::Unavailable => Failed::Later(message, Duration::from_secs(after.unwrap_or(0))),
+        _ => Failed::refused(url, message),
     }
 }
 

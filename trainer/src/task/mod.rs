@@ -3,11 +3,12 @@
 //! - [`story`]: the words. [`problem`]: the generator and its splits. [`worked`]: right answers.
 //! - [`slips`]: answers with one mistake, continued from the wrong value.
 //! - [`verifier`]: whether an answer is right, and its first wrong byte.
-//! - [`sample`]: a policy's own answers, right against wrong. `rows`: answers as training data.
+//! - [`sample`]: a policy's own answers. [`pairs`]: right against wrong. `rows`: answers as training data.
 //! - [`cli`]: `qrm-trainer task …`.
 //! - [`tokenizer`]: a byte-level BPE trained for it. [`start`]: an untrained model to begin with.
 
 pub mod cli;
+pub mod pairs;
 pub mod problem;
 mod rows;
 pub mod sample;

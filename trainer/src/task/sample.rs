@@ -1,4 +1,4 @@
-//! Answers that a policy samples, told right from wrong: the pairs that reward models learn from.
+//! Answers that a policy samples, told right from wrong, as rows.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -13,9 +13,10 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::pairs::Answers;
 use super::problem::{Generator, Problem, Split, events};
 use super::rows;
-use super::verifier::{Verdict, common_prefix, verify};
+use super::verifier::{Verdict, verify};
 use super::worked;
 
 /// Flags of `task sample`.
@@ -85,32 +86,37 @@ pub struct Sampled {
 /// Answers that grow side by side: their keys and values, a few hundred MB of a small model, are in memory.
 const WIDTH: usize = 256;
 /// Problems whose answers are held before they are written.
-const CHUNK: usize = 1024;
+pub const CHUNK: usize = 1024;
+
+/// How answers are sampled from a small policy; at a temperature of 0, greedily.
+pub fn sampling(temperature: f64, max_new_tokens: usize, seed: u64) -> Settings {
+    let sampling = match temperature > 0.0 {
+        true => Sampling::All { temperature },
+        false => Sampling::ArgMax,
+    };
+    Settings { sampling, max_new_tokens, width: WIDTH, seed }
+}
 
 /// Samples and writes the rows.
 pub fn sample(args: &SampleArgs) -> anyhow::Result<Sampled> {
     let policy = RewardModel::load(&args.model)?;
-    let settings = Settings {
-        sampling: match args.temperature > 0.0 {
-            true => Sampling::All { temperature: args.temperature },
-            false => Sampling::ArgMax,
-        },
-        max_new_tokens: args.max_new_tokens,
-        width: WIDTH,
-        seed: args.seed,
-    };
     let events = events(args.fewest_events, args.most_events)?;
     let problems: Vec<Problem> = Generator::new(args.split, events, args.seed).take(args.problems).collect();
     let mut file = BufWriter::new(std::fs::File::create(&args.output)?);
     let mut rng = StdRng::seed_from_u64(args.seed);
     let (mut sampled, mut right) = (Sampled::default(), 0);
     for (chunk, problems) in problems.chunks(CHUNK).enumerate() {
-        let settings = Settings { seed: args.seed.wrapping_add(chunk as u64), ..settings.clone() };
+        let seed = args.seed.wrapping_add(chunk as u64);
+        let settings = sampling(args.temperature, args.max_new_tokens, seed);
         for (problem, answers) in problems.iter().zip(answers(&policy, problems, args.samples, &settings)?) {
             sampled.answers += answers.len();
-            let answers = Answers::of(problem, answers.into_iter().flatten());
-            right += answers.right_count;
-            for row in answers.rows(problem, args, &mut rng) {
+            let mut told = Answers::default();
+            for answer in answers.into_iter().flatten() {
+                let is_right = verify(problem, &answer) == Verdict::Right;
+                right += usize::from(is_right);
+                told.add(answer, is_right);
+            }
+            for row in made(told, problem, args, &mut rng) {
                 sampled.rows += 1;
                 writeln!(file, "{row}")?;
             }
@@ -145,71 +151,22 @@ fn answers(
     Ok(all)
 }
 
-/// The different answers to one problem, in the order in which they were sampled: in any other, such as by their letters, the
-/// first of the wrong ones would be told from a right one by that order alone.
-struct Answers {
-    right: Vec<String>,
-    wrong: Vec<String>,
-    /// Right ones, the same ones counted each time.
-    right_count: usize,
-}
-
-impl Answers {
-    fn of(problem: &Problem, all: impl Iterator<Item = String>) -> Self {
-        let mut answers = Self { right: Vec::new(), wrong: Vec::new(), right_count: 0 };
-        for answer in all.filter(|answer| !answer.is_empty()) {
-            let is_right = verify(problem, &answer) == Verdict::Right;
-            answers.right_count += usize::from(is_right);
-            let side = if is_right { &mut answers.right } else { &mut answers.wrong };
-            if !side.contains(&answer) {
-                side.push(answer);
-            }
+/// What is made of the answers to one problem.
+fn made(mut answers: Answers, problem: &Problem, args: &SampleArgs, rng: &mut StdRng) -> Vec<Value> {
+    match args.rows {
+        SampledRows::Steps => {
+            answers.right.iter().chain(&answers.wrong).map(|answer| rows::steps(problem, answer)).collect()
         }
-        answers
-    }
-
-    fn rows(&self, problem: &Problem, args: &SampleArgs, rng: &mut StdRng) -> Vec<Value> {
-        match args.rows {
-            SampledRows::Steps => {
-                self.right.iter().chain(&self.wrong).map(|answer| rows::steps(problem, answer)).collect()
-            }
-            SampledRows::Pairs => {
+        SampledRows::Pairs => {
+            if args.worked && answers.right.is_empty() {
                 // As the policy writes: a pair must not be told by its style.
-                let worked = (args.worked && self.right.is_empty()).then(|| match args.temperature > 0.0 {
+                answers.right.push(match args.temperature > 0.0 {
                     true => worked::answer(problem, rng),
                     false => worked::plain(problem),
                 });
-                let wrong = self.wrong.iter().take(args.pairs);
-                let pairs = wrong.filter_map(|wrong| {
-                    let right = self.right.iter().chain(&worked);
-                    let right = right.max_by_key(|right| common_prefix(right, wrong))?;
-                    rows::pair(problem, right, wrong)
-                });
-                pairs.collect()
             }
+            let pairs = answers.pairs(args.pairs);
+            pairs.filter_map(|(right, wrong)| rows::pair(problem, right, wrong)).collect()
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Alphabetically, one that begins with a digit comes before one that begins with a word.
-    #[test]
-    fn a_pair_cannot_be_told_by_the_order_of_its_letters() {
-        let problem = Generator::new(Split::Train, 1..=1, 0).next().expect("a problem");
-        let right = worked::plain(&problem);
-        let words = format!("So {right}");
-        let answers = |all: [&str; 5]| Answers::of(&problem, all.into_iter().map(str::to_owned));
-        let wrong = ["Thus 1 + 1 = 3\n#### 3", "1 + 1 = 3\n#### 3"];
-        let found = answers([wrong[0], &words, wrong[1], &right, wrong[0]]);
-        assert_eq!(found.wrong, wrong);
-        assert_eq!(found.right, [words.clone(), right.clone()]);
-        assert_eq!(found.right_count, 2);
-        let found = answers([wrong[1], &right, wrong[0], &words, &right]);
-        assert_eq!(found.wrong, [wrong[1], wrong[0]]);
-        assert_eq!(found.right, [right, words]);
-        assert_eq!(found.right_count, 3);
     }
 }

@@ -28,8 +28,9 @@ pub(super) fn table(text: &mut String, part: &Part, size: &Size) -> anyhow::Resu
     writeln!(
         text,
         "{steps} steps of {answers} answers; the policy of the best validation is kept and tested on held-out problems. Mean ± \
-         standard deviation over seeds. Margin: points of Pass@1 over ORM with the same algorithm. Steps: the first at which \
-         the validation curve is where ORM's is at its best. Last: validation after the last step. Way: mean \
+         standard deviation over seeds of the policy's RL training alone: the policy it starts from, the backbone and each \
+         reward model were trained once. Margin: points of Pass@1 over ORM with the same algorithm. Steps: the first at \
+         which the validation curve is where ORM's is at its best. Last: validation after the last step. Way: mean \
          |log π − log π_SFT| of a token as that step begins.\n"
     )?;
     writeln!(
