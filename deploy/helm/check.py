@@ -94,6 +94,11 @@ VARIANTS = {
     "TLS": {"tls": {"secret": "t"}, "monitoring": {"serviceMonitor": True}},
     "a hub's token and cache": {"model": {"hub": {"id": "a/b", "tokenSecret": "t", "cacheClaim": "c"}}},
     "External": {"autoscaling": {"kind": "hpa", "hpa": {"metric": "External"}}},
+    "a place for int8 weights": {
+        "model": {"pvc": {"claim": "c"}},
+        "cacheClaim": "d",
+        "flags": {"dtype": "int8", "int8-cache": "/cache"},
+    },
     "an admin key alone": {"keys": {"admin": "a"}},
     "policies for all": {
         "model": {"hub": {"id": "a/b"}},
@@ -205,6 +210,17 @@ def check_pods(rendered: dict[str, Objects]) -> None:
         "volumes and mounts are the same",
         all({v["name"] for v in pod["volumes"]} == {m["name"] for m in container["volumeMounts"]} for pod, container in pods),
     )
+    writable = {
+        name: [m["mountPath"] for m in objects.server()["containers"][0]["volumeMounts"] if not m.get("readOnly")]
+        for name, objects in rendered.items()
+    }
+    expect(
+        "every server may write to /tmp, to the hub's cache and to a claim for int8 weights, and to nothing else",
+        all(
+            paths == ["/tmp"] + ["/models"] * ("HF_HOME" in rendered[name].env()) + ["/cache"] * ("QRM_INT8_CACHE" in rendered[name].env())
+            for name, paths in writable.items()
+        ),
+    )
     locked = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     expect(
         "no pod is root, writes to its image, or has a token",
@@ -286,6 +302,8 @@ def check_values(chart, rendered: dict[str, Objects]) -> None:
         "a rollout that cannot begin": {"rollout": {"maxSurge": 0}},
         "a peer that is anyone": {"networkPolicy": {"clients": [{}]}},
         "traces without a port": {"otlpEndpoint": "http://collector"},
+        "an Envoy without a limit": {"envoy": {"resources": {"limits": {"memory": None}}}},
+        "a limit that is not understood": {"envoy": {"resources": {"limits": {"memory": "2G"}}}},
         "Envoy before TLS": {"envoy": {"enabled": True}, "tls": {"secret": "t"}},
         "a monitor without a key": {"keys": {"clients": {"a": "b"}}, "monitoring": {"serviceMonitor": True}},
     }
@@ -319,6 +337,9 @@ def check_links(rendered: dict[str, Objects]) -> None:
         and "address: qrm-servers" not in text
         and pod["ports"][0]["containerPort"] == port,
     )
+    monitor = yaml.safe_load(text)["overload_manager"]["resource_monitors"][0]["typed_config"]
+    limit = pod["resources"]["limits"]["memory"]
+    expect(f"Envoy knows of its {limit}", f"{monitor['max_heap_size_bytes'] >> 30}Gi" == limit)
     spec = importlib.util.spec_from_file_location("envoy_check", DEPLOY / "envoy/check.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

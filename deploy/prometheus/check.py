@@ -1,8 +1,8 @@
 """Dashboards and alerts on a real Prometheus that scrapes a real server: check.py QRM_SERVER [PROMETHEUS]
 
 Starts both, sends every kind of request, and asks Prometheus for what every panel shows: a panel without data is an error. Then
-does what the alerts are for (drifted rewards, a broken weight, overload, no work, a process that stands still) and waits until
-Prometheus says so.
+does what the alerts are for (drifted rewards, a broken weight, clients that leave, overload, work that does not go on, no work, two
+checkpoints of one name, a server that never comes, one that stands still) and waits until Prometheus says so.
 The rules are used as they are, with their times divided by 60.
 """
 
@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -47,6 +48,16 @@ def trajectories(rng, count, length, alike=False):
     return [{"prompt": prompt if alike else of(length), "response": of(length)} for _ in range(count)]
 
 
+def begun(address, body, sent):
+    """A connection with a request, of whose body that many bytes were sent; None is all."""
+    head = f"POST /v1/rewards HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer secret\r\ncontent-type: application/json\r\n"
+    data = json.dumps(body).encode()
+    host, port = address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data[:sent])
+    return connection
+
+
 def broken(directory):
     """A model with one weight that is infinite: an answer with that token has no finite reward."""
     shutil.copytree(BAD, directory)
@@ -78,9 +89,9 @@ class Server:
 
 
 class Prometheus:
-    """A Prometheus that scrapes targets every second, its rules 60 times as fast."""
+    """A Prometheus that scrapes every second, its rules 60 times as fast."""
 
-    def __init__(self, binary, targets, directory):
+    def __init__(self, binary, directory):
         rules = (HERE / "rules.yml").read_text()
         faster = lambda match: f"{max(int(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]] // 60, 4)}s"
         rules = re.sub(r"(?<=\[)(\d+)([smh])(?=\])", faster, rules)
@@ -90,11 +101,21 @@ class Prometheus:
         (directory / "prometheus.yml").write_text(json.dumps({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yml"],
-            "scrape_configs": [{"job_name": "qrm-server", "authorization": {"credentials": "secret"}, "static_configs": [{"targets": targets}]}],
+            "scrape_configs": [{
+                "job_name": "qrm-server", "authorization": {"credentials": "secret"},
+                "file_sd_configs": [{"files": ["targets.json"], "refresh_interval": "1s"}],
+            }],
         }))
+        self.targets = directory / "targets.json"
         self.url = f"http://127.0.0.1:{random.Random().randrange(20000, 30000)}"
         flags = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data", f"--web.listen-address={self.url[7:]}"]
         self.process = subprocess.Popen([binary, *flags], stderr=(directory / "log").open("w"))
+
+    def scrape(self, *targets):
+        """These from now on."""
+        new = self.targets.with_suffix(".new")
+        new.write_text(json.dumps([{"targets": targets}]))
+        new.rename(self.targets)
 
     def get(self, path, **query):
         with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
@@ -155,10 +176,15 @@ def main():
         models = [f"good={GOOD}", f"bad={broken(directory / 'bad')}"]
         flags = ["--model", ",".join(models), "--api-key-file", str(directory / "keys"), "--max-queue-tokens", "60000"]
         server = Server(binary, *flags)
-        watch = Prometheus(prometheus, [server.address], directory)
+        watch = Prometheus(prometheus, directory)
+        watch.scrape(server.address)
         processes = [server.process, watch.process]
         try:
             check(server, watch, rng)
+            # As after a reload that reached one of two.
+            other = Server(binary, "--model", f"good={BAD}", *flags[2:])
+            processes.append(other.process)
+            differ_and_go(server, other, watch)
         finally:
             for process in processes:
                 process.send_signal(signal.SIGCONT)
@@ -200,14 +226,40 @@ def check(server, watch, rng):
     until("QrmErrors", lambda: "QrmErrors" in watch.firing())
     load.stop()
 
+    def leave():
+        with begun(server.address, {"inputs": trajectories(rng, 64, 200)}, None):
+            time.sleep(0.2)
+
+    load = Load(leave)
+    until("QrmAbandoned", lambda: "QrmAbandoned" in watch.firing())
+    load.stop()
+
     # More than there is room for.
     flood = lambda: post(f"{server.url}/v1/rewards", {"inputs": trajectories(rng, 64, 200)}, "secret")
     loads = [Load(flood) for _ in range(12)]
     until("QrmRefuses", lambda: "QrmRefuses" in watch.firing())
     for load in loads:
         load.stop()
+
+    # A request is there and nothing is computed: here its body does not come.
+    with begun(server.address, {"inputs": trajectories(rng, 1, 24)}, 10):
+        until("QrmStuck", lambda: "QrmStuck" in watch.firing(), 25)
+        if "QrmNoTraffic" in watch.firing():
+            sys.exit("QrmNoTraffic while a request waits")
     until("QrmNoTraffic", lambda: "QrmNoTraffic" in watch.firing())
 
+
+def differ_and_go(server, other, watch):
+    watch.scrape(server.address, other.address)
+    until("QrmMixedVersions", lambda: "QrmMixedVersions" in watch.firing())
+
+    # One that was never there, on a port that nobody has.
+    watch.scrape(server.address, "127.0.0.1:1")
+    until("QrmNotUp", lambda: "QrmNotUp" in watch.firing())
+    if "QrmDown" in watch.firing():
+        sys.exit("QrmDown of a server that was never up")
+
+    watch.scrape(server.address)
     server.process.send_signal(signal.SIGSTOP)
     until("QrmDown", lambda: "QrmDown" in watch.firing())
 
