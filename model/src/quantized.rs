@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qrm_kernels::Panels;
 use qrm_kernels::mmap::{Mmap, map_file};
@@ -86,23 +85,20 @@ impl Quantized {
                 tensors.insert(format!("{name}.{part}"), bytes);
             }
         }
-        // Of this process two models may be loading the same checkpoint.
-        static WRITES: AtomicUsize = AtomicUsize::new(0);
-        let (process, write) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
-        let unfinished = self.path.with_extension(format!("{process}-{write}.unfinished"));
         let write = || {
             let views = tensors.iter().map(|(name, bytes)| {
                 let view = TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?;
                 Ok((name.as_str(), view))
             });
             let views = views.collect::<Result<Vec<_>, SafeTensorError>>().map_err(io::Error::other)?;
+            // Gone with what is in it where this fails. Its name is nobody else's, of this machine or another.
+            let directory = self.path.parent().unwrap_or(Path::new("."));
+            let work = tempfile::Builder::new().prefix(".unfinished-").tempdir_in(directory)?;
+            let unfinished = work.path().join("weights");
             write_safetensors(views, None, &unfinished).map_err(io::Error::other)?;
             File::open(&unfinished)?.sync_all()?; // a name that survives a power cut is to have its content
             std::fs::rename(&unfinished, &self.path)
         };
-        write().map_err(|source| {
-            let _ = std::fs::remove_file(&unfinished);
-            CheckpointError::io(&self.path, source)
-        })
+        write().map_err(|source| CheckpointError::io(&self.path, source))
     }
 }

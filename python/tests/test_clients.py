@@ -16,7 +16,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 
-from qrm_client import AsyncClient, Client, Input, InvalidRequest, Retry, RewardError, Unauthorized, Unavailable, pb
+from qrm_client import AsyncClient, Client, Input, InvalidRequest, Retry, RewardError, Trajectory, Unauthorized, Unavailable, pb
 from qrm_client.batching import Batcher
 from qrm_client.grpc import AsyncGrpcClient, GrpcClient, _streamed
 
@@ -87,6 +87,17 @@ def test_an_outcome_is_not_divided_by_the_length(start):
     with Client(server.url) as client:
         one = client.reward(ids["prompt"], ids["response"])
         assert one.answer_score == one.score
+
+
+def test_an_answers_score_is_what_its_kind_of_model_compares():
+    rewards = np.array([0, 0.5, 0, -0.25, 0, 0.75], dtype=np.float32)
+
+    def score(reward, rewards=rewards):
+        return Trajectory(0, 0, rewards, float(rewards.mean()), float(rewards.sum()), reward=reward).answer_score
+
+    assert score("step") == -0.25 and score("step", np.zeros(3, np.float32)) == 1.0
+    assert score("outcome") == score("dpo") == 1.0
+    assert score("advantage") == score("logit") == score("centered_logit") == pytest.approx(1 / 6)
 
 
 async def test_refusals_are_typed(start, tmp_path, golden):

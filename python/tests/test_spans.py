@@ -28,7 +28,7 @@ def policy():
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>", "<|turn|>"], initial_alphabet=alphabet)
     backend.train_from_iterator([" ".join(WORDS[:4])] * 9, trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
 
@@ -55,12 +55,28 @@ def test_bytes_that_are_no_text(policy):
 def test_the_reward_model_reads_the_prompt_and_not_the_policys_template(policy):
     rendered, answer = policy("<s>user: naïve?")["input_ids"], policy("the answer")["input_ids"]
     chat = [{"role": "user", "content": "naïve?", "more": 1}]
-    assert align(chat, rendered, answer, policy, "spans").prompt == [{"role": "user", "content": "naïve?"}]
-    assert align("naïve?", rendered, answer, policy, "spans").prompt == "naïve?"
+    assert align(chat, rendered, answer, policy, "spans").input.prompt == [{"role": "user", "content": "naïve?"}]
+    assert align("naïve?", rendered, answer, policy, "spans").input.prompt == "naïve?"
     image = [{"role": "user", "content": [{"type": "image"}]}]
     for absent in (None, "", [], image, [{"role": "assistant", "tool_calls": []}]):
-        assert align(absent, rendered, answer, policy, "spans").prompt == "<s>user: naïve?"
-    assert align(chat, rendered, answer, None, "ids") == Input.one(rendered, answer)
+        assert align(absent, rendered, answer, policy, "spans").input.prompt == "<s>user: naïve?"
+    assert align(chat, rendered, answer, None, "ids") == (Input.one(rendered, answer), False)
+
+
+def test_the_token_that_ends_an_answer_gets_the_reward_models_own_end(server, policy):
+    answer, turn = policy("the answer is 12")["input_ids"], policy.convert_tokens_to_ids("<|turn|>")
+    with Client(server.url) as client:
+        ended = client.score([Input.one("Q: ", "the answer is 12")], append_eos=True)[0].rewards
+        at_once = client.score([Input.one("Q: ", "")], append_eos=True)[0].rewards
+        for end in (policy.eos_token_id, turn):
+            one, append_eos = align("Q: ", None, [*answer, end], policy, "spans")
+            assert append_eos and one.responses == ["the answer is 12"] and one.spans[-1] == (16, 16)
+            rewards = client.score([one], append_eos=True)[0].rewards
+            assert len(rewards) == len(answer) + 1 and rewards[-1] == ended[-1]
+            one, append_eos = align("Q: ", None, [end], policy, "spans")
+            assert append_eos and client.score([one], append_eos=True)[0].rewards.tolist() == at_once.tolist()
+        one, append_eos = align("Q: ", None, answer, policy, "spans")  # cut before its end
+        assert not append_eos and one.spans[-1][1] == 16 and one.spans[-1] != (16, 16)
 
 
 def test_totals_are_kept(server, policy):

@@ -71,11 +71,18 @@ class Trajectory:
 
     @property
     def answer_score(self) -> float:
-        """One number for the whole answer, as the server's own whole-answer routes have it: the mean of its rewards; of an
-        outcome or step model, whose other tokens have none, the sum. A streamed trajectory does not know which it is."""
-        if self.reward is None:
-            raise ValueError("a streamed trajectory has no reward's name to tell: use score (the mean) or sum (outcome, step)")
-        return self.sum if self.reward in ("outcome", "step") else self.score
+        """One number for the whole answer, as its kind of model was trained to compare answers, and as the server's own
+        whole-answer routes have it: an outcome, the worst step, the sum of ``dpo``'s log ratios, else the mean. A streamed
+        trajectory does not know which it is."""
+        match self.reward:
+            case None:
+                raise ValueError("a streamed trajectory has no reward's name to tell: use score (the mean), sum or rewards")
+            case "outcome" | "dpo":
+                return self.sum
+            case "step":  # a token that ends none has 0; where none ends, none is wrong
+                return float(self.rewards[self.rewards != 0].min()) if self.rewards.any() else 1.0
+            case _:
+                return self.score
 
 
 @dataclass(frozen=True)

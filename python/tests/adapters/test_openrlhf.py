@@ -106,7 +106,18 @@ def test_the_reward_function(url):
         assert answer["rewards"].tolist() == [pytest.approx(client.score([Input.one("Two?", " Two.")])[0].score)]
 
 
-def test_advantages_are_of_token_rewards(url, trainer):
+@pytest.mark.parametrize("alignment", ["ids", "spans"])
+def test_an_unfinished_answer_is_asked_without_an_end(url, monkeypatch, alignment):
+    monkeypatch.setenv("QRM_ALIGNMENT", alignment)
+    ids = tokenizer()("She has 7 pens.")["input_ids"]
+    out = sampled(ids)
+    with Client(url) as client:
+        direct = client.score([Input.one(out["observation_tokens"][: -len(ids)], ids)])[0]
+    assert out["token_rewards"][-len(ids) :] == pytest.approx(direct.rewards.tolist(), abs=1e-5)
+
+
+def shape(trainer, estimator: str, gamma: float):
+    """What OpenRLHF makes of two answers: they, their experience as it was, and as it is with advantages."""
     maker, generator = trainer
     adapter.patch(maker, maker.RemoteExperienceMaker, generator)
     from openrlhf.trainer.ppo_utils.experience import Experience
@@ -119,18 +130,30 @@ def test_advantages_are_of_token_rewards(url, trainer):
     joined.values = None
     args = SimpleNamespace(
         rollout=SimpleNamespace(n_samples_per_prompt=1), reward=SimpleNamespace(clip_range=None, overlong=None),
-        algo=SimpleNamespace(advantage=SimpleNamespace(estimator="reinforce", gamma=1.0, lambd=1.0, no_std_norm=True)))
+        algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator, gamma=gamma, lambd=1.0, no_std_norm=True)))
     experience_maker = maker.RemoteExperienceMaker.__new__(maker.RemoteExperienceMaker)
     experience_maker.strategy = SimpleNamespace(args=args)
     experience_maker.kl_ctl = SimpleNamespace(value=0.0)
-    experience_maker.advantage_estimator = "reinforce"
+    experience_maker.advantage_estimator = estimator
     (shaped,) = experience_maker.compute_advantages_and_returns([joined])
+    return responses, joined, shaped
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce"])
+def test_an_estimator_that_would_leave_tokens_without_a_baseline_is_refused(url, trainer, estimator):
+    with pytest.raises(ValueError, match=f"{estimator} .*reinforce or gae"):
+        shape(trainer, estimator, 1.0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_advantages_are_of_token_rewards(url, trainer, gamma):
+    responses, joined, shaped = shape(trainer, "reinforce", gamma)
     assert adapter.INFO not in shaped.info
     assert shaped.info["reward"].tolist() == pytest.approx([r["scores"] for r in responses])
     for row, response in enumerate(responses):
         begin, end = response["action_ranges"][0]
         rewards = torch.tensor(response["token_rewards"][begin:end])
-        # With γ = 1 a token's return is the sum of the rewards from it on.
-        expected = rewards.flip(0).cumsum(0).flip(0)
+        # With γ = 0 a token's return is its own reward, with γ = 1 the sum of those from it on.
+        expected = rewards.flip(0).cumsum(0).flip(0) if gamma else rewards
         mask = joined.action_mask[row].bool()
         torch.testing.assert_close(shaped.returns[row][mask], expected, atol=1e-4, rtol=1e-4)

@@ -38,6 +38,18 @@ def test_an_empty_answer_has_no_reward(server):
         assert with_end(["Two?"], [""]) == [client.score([Input.one("Two?", "")], append_eos=True)[0].score]
 
 
+def test_an_answer_with_tools_is_judged_after_them(server):
+    asked = [{"role": "user", "content": "What is 3 + 4?"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}]}
+    result, answer = {"role": "tool", "name": "add", "content": "7"}, {"role": "assistant", "content": "It is 7."}
+    before = [*asked, {"role": "assistant", "content": '{"name": "add", "arguments": {"a": 3}}'}, {"role": "tool", "content": "7"}]
+    with Client(server.url) as client:
+        for append_eos in (False, True):
+            reward = reward_function(client, append_eos=append_eos)
+            scored = client.score([Input.one(before, "It is 7.")], append_eos=append_eos)[0]
+            assert reward([asked] * 3, [[call, result, answer], [call], [call, result]]) == [scored.score, None, None]
+
+
 @pytest.mark.parametrize("alignment", ["ids", "spans"])
 def test_three_steps(server, tmp_path, monkeypatch, alignment):
     model, tokenizer = policy()
@@ -81,11 +93,14 @@ def test_three_steps(server, tmp_path, monkeypatch, alignment):
             for example, prompt, prompt_mask, completion, completion_mask, rewards in rows:
                 # The server's numbers for these very ids, asked for anew.
                 ids = completion[completion_mask].tolist()
-                one = Input.one(prompt[prompt_mask].tolist(), ids)
+                one, ends = Input.one(prompt[prompt_mask].tolist(), ids), False
                 if alignment == "spans":
-                    text, spans = token_spans(tokenizer, ids)
-                    one = Input.one(example["prompt"], text, spans=spans)
-                np.testing.assert_array_equal(rewards[completion_mask].numpy(), client.score([one])[0].rewards)
+                    ends = ids[-1] < 3  # the special tokens
+                    text, spans = token_spans(tokenizer, ids[: len(ids) - ends])
+                    end = [(len(text.encode()),) * 2] * ends
+                    one = Input.one(example["prompt"], text, spans=spans + end)
+                scored = client.score([one], append_eos=ends)[0]
+                np.testing.assert_array_equal(rewards[completion_mask].numpy(), scored.rewards)
                 assert not rewards[~completion_mask].any()
             tokens = batch["token_rewards"][mask].double()
             standard = (tokens - tokens.mean()) / tokens.std(unbiased=False)

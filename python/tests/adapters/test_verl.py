@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from qrm_client.adapters import verl as adapter  # noqa: E402
 from ..conftest import FIXTURES  # noqa: E402
 
 CHAT = [{"role": "user", "content": "Ada has 3 pens."}]
+#: The tokenizer's `<|im_end|>`.
+END = 2
 
 
 def tokenizer():
@@ -36,6 +40,8 @@ def rollout(seed: int, rows: int = 4) -> DataProto:
         p, r = rng.integers(2, 11), rng.integers(1, 13)
         prompts[row, 10 - p:] = torch.from_numpy(rng.integers(3, 500, p))
         responses[row, :r] = torch.from_numpy(rng.integers(3, 500, r))
+        if row % 2:
+            responses[row, r - 1] = END
         attention[row, 10 - p : 10 + r] = 1
         written[row, :r] = torch.from_numpy(rng.integers(0, 2, r))
     batch = TensorDict({"prompts": prompts, "responses": responses, "attention_mask": attention, "response_mask": written,
@@ -50,11 +56,12 @@ def expected(client: Client, batch, alignment: str) -> torch.Tensor:
     for row in range(len(out)):
         mask = batch["attention_mask"][row].bool()
         prompt, response = batch["prompts"][row][mask[:10]].tolist(), batch["responses"][row][mask[10:]].tolist()
-        one = Input.one(prompt, response)
+        one, ends = Input.one(prompt, response), False
         if alignment == "spans":
-            text, spans = token_spans(tokenizer(), response)
-            one = Input.one(CHAT, text, spans=spans)
-        scored = client.score([one])[0]
+            ends = response[-1] == END
+            text, spans = token_spans(tokenizer(), response[: len(response) - ends])
+            one = Input.one(CHAT, text, spans=spans + [(len(text.encode()),) * 2] * ends)
+        scored = client.score([one], append_eos=ends)[0]
         out[row, : scored.length] = torch.from_numpy(scored.rewards)
     return out * batch["response_mask"]
 
@@ -92,16 +99,49 @@ def test_the_reward_function(server, monkeypatch):
     response = torch.tensor(ids + [0] * 3)
     attention = torch.tensor([1] * 4 + [1] * len(ids) + [0] * 3)
     batch = TensorDict({"prompts": torch.ones(1, 4, dtype=torch.int64), "responses": response[None], "attention_mask": attention[None]}, batch_size=1)
-    extra = {"question": "Ada has 3 pens and buys 4."}
+    extra = {"question": "Ada has 3 pens."}  # as verl's GSM8K rows have it: without what the policy was told
+    told = [{"role": "system", "content": "Think."}, *CHAT]
     rows = {"data_source": np.array(["x"], object), "reward_model": np.array([{"ground_truth": "7"}], object), "extra_info": np.array([extra], object)}
+    passed_on = np.array([{"raw_prompt": told}], object)  # by verl's agent loop
 
     async def run():
         manager = NaiveRewardManager(None, tokenizer(), adapter.compute_score)
-        return await manager.run_single(DataProto(batch=batch, non_tensor_batch=rows))
+        bare = await manager.run_single(DataProto(batch=batch, non_tensor_batch=rows))
+        return bare, await manager.run_single(DataProto(batch=batch, non_tensor_batch=rows | {"tool_extra_fields": passed_on}))
 
-    result = asyncio.run(run())
+    results = asyncio.run(run())
     with Client(server.url) as client:
-        assert result["reward_score"] == client.score([Input.one(extra["question"], "7 pens")])[0].score
+        expected = [trajectory.score for trajectory in client.score([Input.one(CHAT, "7 pens"), Input.one(told, "7 pens")])]
+    assert [result["reward_score"] for result in results] == expected and expected[0] != expected[1]
+
+
+def test_what_the_reward_model_is_told_was_asked(server, monkeypatch):
+    monkeypatch.setenv("QRM_URL", server.url)
+    images = [{"role": "user", "content": [{"type": "image"}]}]
+
+    def score(**extra):
+        adapter._async_client.cache_clear()
+        return asyncio.run(adapter.compute_score("x", "7 pens", "7", extra))["score"]
+
+    with Client(server.url) as client:
+        chat, text = [trajectory.score for trajectory in client.score([Input.one(CHAT, "7 pens"), Input.one("Two?", "7 pens")])]
+    assert score(question="Ada has 3 pens.") == score(question=CHAT) == score(prompt=CHAT, question="Two?") == chat
+    assert score(raw_prompt=CHAT, prompt="Two?") == score(raw_prompt=images, question="Ada has 3 pens.") == chat
+    assert score(prompt="Two?") == text
+    with pytest.raises(KeyError, match="raw_prompt"):
+        score(raw_prompt=images)
+
+
+def test_the_example_credits_a_token_with_its_own_reward():
+    from verl.trainer.ppo.core_algos import compute_gae_advantage_return
+    from verl.utils.torch_functional import masked_whiten
+
+    example = (Path(__file__).parents[2] / "examples" / "verl.sh").read_text()
+    gamma, lam = (float(re.search(rf"algorithm\.{name}=(\S+)", example)[1]) for name in ("gamma", "lam"))
+    rewards, values, mask = -torch.rand(3, 7), torch.randn(3, 7), torch.ones(3, 7)
+    mask[1, 4:] = 0
+    advantages, _ = compute_gae_advantage_return(rewards * mask, values, mask, gamma, lam)
+    assert torch.allclose(advantages * mask, masked_whiten(rewards - values, mask) * mask, atol=1e-6)
 
 
 def test_an_empty_answer_is_its_end_of_sequence(server, monkeypatch):
@@ -109,5 +149,5 @@ def test_an_empty_answer_is_its_end_of_sequence(server, monkeypatch):
     adapter._async_client.cache_clear()
     scored = asyncio.run(adapter.compute_score("x", "", "7", {"question": "Two?"}))
     with Client(server.url) as client:
-        end = client.score([Input.one("Two?", "")], append_eos=True)[0]
+        end = client.score([Input.one([{"role": "user", "content": "Two?"}], "")], append_eos=True)[0]
         assert end.length == 1 and scored == {"score": end.answer_score}

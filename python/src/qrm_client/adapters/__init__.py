@@ -6,5 +6,7 @@
 Text that a framework has decoded before the adapter sees it gives whole-answer scores only.
 
 - :mod:`.trl`, :mod:`.verl`, :mod:`.openrlhf`, :mod:`.slime`.
-- :mod:`.align`: the two ways, for all of them.
+- :mod:`.align`: the two ways, for all of them. :mod:`.messages`: chat messages as the server takes them.
+- :mod:`.rollout`: many answers, in as many requests as it takes.
+- :mod:`.environment`: settings of those that get none from their framework.
 """

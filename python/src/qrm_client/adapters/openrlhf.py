@@ -9,7 +9,12 @@ its one number at the last token; that number, the answer's score, is what it re
 process of the trainer: see ``examples/openrlhf``. By ``spans`` the reward model reads the policy's template as text: OpenRLHF
 has applied it by then. Written for OpenRLHF 0.11.
 
-Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_ALIGNMENT`` (``ids`` or ``spans``), ``QRM_TOKEN_WEIGHT`` (default 1).
+A Q-RM's reward is an advantage, and a token is credited with its own: ``--algo.advantage.estimator reinforce`` (or ``gae``)
+with ``--algo.advantage.gamma 0``. Outcome and step rewards are for what came before them too: there γ is 1, the default. The
+other estimators set γ to 1 and take their baseline from one number an answer: rewards per token would keep none.
+
+Environment: ``QRM_URL``, ``QRM_KEY``, ``QRM_MODEL``, ``QRM_REWARD`` (default: the server's), ``QRM_ALIGNMENT`` (``ids`` or
+``spans``), ``QRM_TOKEN_WEIGHT`` (default 1).
 """
 
 from __future__ import annotations
@@ -20,18 +25,17 @@ from functools import lru_cache
 import torch
 
 from .. import AsyncClient, Client, Input
+from . import environment
 from .align import align
 
 INFO = "token_rewards"
-
-
-def _settings() -> dict[str, str | None]:
-    return {"url": os.environ.get("QRM_URL", "http://127.0.0.1:8080"), "key": os.environ.get("QRM_KEY")}
+#: What takes rewards per token as they are, and has a γ.
+ESTIMATORS = ("reinforce", "gae")
 
 
 @lru_cache(maxsize=1)
 def _client() -> Client:
-    return Client(**_settings())
+    return Client(**environment.client_options())
 
 
 def reward_func(queries, prompts, labels):
@@ -53,14 +57,15 @@ def agent_executor():
 
         def __init__(self):
             super().__init__()
-            self._rewards = AsyncClient(**_settings())
+            options = environment.client_options()
+            # The option is of a request, and concurrent answers go together in one.
+            self._rewards = {append_eos: AsyncClient(**options, append_eos=append_eos) for append_eos in (False, True)}
 
         async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
             out = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images)
             ids, [(begin, end)] = out["observation_tokens"], out["action_ranges"]
-            alignment = os.environ.get("QRM_ALIGNMENT", "ids")
-            one = align(None, ids[:begin], ids[begin:end], hf_tokenizer, alignment)
-            scored = await self._rewards.reward(one.prompt, one.responses[0], spans=one.spans)
+            one, append_eos = align(None, ids[:begin], ids[begin:end], hf_tokenizer, environment.alignment())
+            scored = await self._rewards[append_eos].reward(one.prompt, one.responses[0], spans=one.spans)
             score = scored.answer_score
             out.update(reward=score, scores=score, token_rewards=[0.0] * begin + scored.rewards.tolist())
             return out
@@ -94,6 +99,9 @@ def patch(maker, experience_maker: type, generator: type) -> None:
 
     def shape_token_rewards(self, experiences):
         rewards = [experience.info.pop(INFO, None) for experience in experiences]
+        if self.advantage_estimator not in ESTIMATORS and any(tokens is not None for tokens in rewards):
+            raise ValueError(f"--algo.advantage.estimator {self.advantage_estimator} leaves rewards per token without a baseline: "
+                             "use reinforce or gae, for a Q-RM with --algo.advantage.gamma 0")
         own, last_only = iter(rewards), maker.compute_reward
         # All of the reward is in the tokens: the answer's score is there for the reports, and not added to them.
         reported = [(e, e.info["reward"]) for e, tokens in zip(experiences, rewards) if tokens is not None]

@@ -16,24 +16,28 @@ import torch
 from trl import GRPOTrainer
 
 from .. import Client, Input
-from .align import align, prompt_of
-
-
-def _text(completion) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+from .align import align
+from .messages import final_text, prompt_of
+from .rollout import score, score_aligned
 
 
 def reward_function(client: Client, **options):
     """A function for ``reward_funcs``: one number for each completion's text. TRL passes no prompt ids here, so this one is
     of text; the trainer below is of ids. A text has no end of sequence: a model that was trained with one (outcome and step
     models are read there) wants ``append_eos=True`` among the ``options``. An empty text (the policy ended at once) has
-    nothing to score without it and gets none: TRL leaves it out."""
+    nothing to score without it and gets none: TRL leaves it out. What is judged of a completion with tools is its last text,
+    after their calls and results; one that ends with a tool gets none."""
+
+    def judged(prompt, completion) -> Input | None:
+        text = final_text(completion)
+        if text is None or not (text or options.get("append_eos")):
+            return None
+        before = [] if isinstance(completion, str) else completion[:-1]
+        return Input.one(prompt_of([*prompt, *before] if before else prompt), text)
 
     def qrm(prompts, completions, **_):
-        rows = [(prompt_of(p), _text(c)) for p, c in zip(prompts, completions)]
-        inputs = [Input.one(p, c) if c or options.get("append_eos") else None for p, c in rows]
-        asked = [one for one in inputs if one]
-        scored = iter(client.score(asked, **options) if asked else ())
+        inputs = [judged(prompt, completion) for prompt, completion in zip(prompts, completions)]
+        scored = score(client, [one for one in inputs if one], **options)
         return [next(scored).answer_score if one else None for one in inputs]
 
     return qrm
@@ -79,7 +83,7 @@ class TokenGRPOTrainer(GRPOTrainer):
             if ids:
                 prompt = prompt[prompt_mask.bool()].tolist()
                 asked.append(align(own, prompt, ids, self.processing_class, self._alignment))
-        scored = iter(self._client.score(asked)) if asked else iter(())
+        scored = iter(score_aligned(self._client, asked))
         out = torch.zeros(batch["completion_ids"].shape, dtype=torch.float32)
         for row, length in zip(out, lengths):
             if length:
