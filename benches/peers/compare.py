@@ -54,7 +54,8 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace, scratch: Path) -> None:
-    setting = Setting(args.dir, scratch / "workload.jsonl", args.threads, args.qrm)
+    is_shared = args.group > 1 or args.shared_prefix > 0
+    setting = Setting(args.dir, scratch / "workload.jsonl", args.threads, args.qrm, 512 if is_shared else 0)
     shape = {"--answers": args.answers, "--group": args.group, "--shared-prefix": args.shared_prefix, "--pairs": args.pairs}
     make_workload(setting, [f"{name}={value}" for name, value in shape.items() if value is not None])
     trajectories = [json.loads(row) for row in setting.workload.read_text().splitlines()]

@@ -25,6 +25,7 @@ class Setting(NamedTuple):
     workload: Path
     threads: int
     qrm: Path | None  # the program qrm-benches
+    prefix_cache_mib: int  # its; 0 where nothing is to be shared: the two answers to a question are in different batches
 
 
 class Run(NamedTuple):
@@ -71,6 +72,7 @@ def run_peer(name: str, setting: Setting, output: Path) -> Run:
 def run_qrm(dtype: str, setting: Setting, output: Path) -> Run:
     # As of the peers, all is scored once before the run that is timed.
     options = {"--dtype": dtype, "--threads": f"{setting.threads}", "--max-batch-tokens": "2048", "--runs": "1"}
+    options |= {"--prefix-cache-mib": f"{setting.prefix_cache_mib}"}
     options |= {"--model": str(setting.directory / "model"), "--input": str(setting.workload), "--rewards": str(output)}
     said = call([setting.qrm, "decoder", *(word for option in options.items() for word in option)])
     measured = re.search(r"(\d+) tokens, (\d+) computed: ([\d.]+) tokens/s", said)

