@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use qrm_model::text::Message;
 use qrm_proto::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
 use super::App;
@@ -40,14 +39,9 @@ pub(super) async fn tokens(
     let (loaded, held) = (app.served(request.model.as_deref())?.current(), held.clone());
     let answer = app.turns.tokenize(move || {
         let _held = held;
-        let text = loaded.model.text();
         let (rendered, param) = match (request.prompt, request.messages) {
             (Some(prompt), None) => (prompt, "prompt"),
-            (None, Some(messages)) => {
-                let messages: Vec<_> =
-                    messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
-                (text.render(&messages).map_err(|e| Invalid::text(&e, "messages"))?, "messages")
-            }
+            (None, Some(messages)) => (text::render(&loaded.model, messages, "messages")?, "messages"),
             _ => {
                 return Err(Invalid::field(
                     "prompt",
@@ -58,7 +52,11 @@ pub(super) async fn tokens(
         };
         let encoded = text::encode(&loaded.model, &rendered, request.add_special_tokens, param)?;
         Ok(TokenizeResponse {
-            token_strs: encoded.ids.iter().map(|id| text.token(*id).unwrap_or_default()).collect(),
+            token_strs: encoded
+                .ids
+                .iter()
+                .map(|id| loaded.model.text().token(*id).unwrap_or_default())
+                .collect(),
             count: encoded.ids.len(),
             tokens: encoded.ids,
             offsets: encoded.offsets,

@@ -1,7 +1,8 @@
 //! Text to token ids that the model has, and back.
 
 use qrm_model::RewardModel;
-use qrm_model::text::Encoded;
+use qrm_model::text::{Encoded, Message};
+use qrm_proto::request::ChatMessage;
 
 use super::Invalid;
 
@@ -10,6 +11,17 @@ const SLACK: usize = 4;
 
 /// Bytes of a text that are read whatever the context, where it may be shortened.
 const CUTTABLE: usize = 1 << 20;
+
+/// Messages through the model's chat template.
+pub(crate) fn render(
+    model: &RewardModel,
+    messages: Vec<ChatMessage>,
+    param: &str,
+) -> Result<String, Invalid> {
+    let messages: Vec<_> =
+        messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
+    model.text().render(&messages).map_err(|e| Invalid::text(&e, param))
+}
 
 /// Of a text that has to fit the context: one that cannot is not read, which would take long.
 pub(crate) fn encode(

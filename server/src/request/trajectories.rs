@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use qrm_model::reward::RewardKind;
-use qrm_model::text::Message;
 use qrm_model::{RewardModel, Trajectory};
 use qrm_proto::request::ChatMessage;
 use qrm_proto::{Input, TextOrIds};
@@ -193,9 +192,7 @@ impl Reader<'_> {
         options: &Options,
     ) -> Result<Vec<u32>, Invalid> {
         let param = self.param("messages");
-        let messages: Vec<_> =
-            messages.into_iter().map(|m| Message { role: m.role, content: m.content }).collect();
-        let text = self.model.text().render(&messages).map_err(|e| Invalid::text(&e, &param))?;
+        let text = text::render(self.model, messages, &param)?;
         self.prompt_text(&text, add_special_tokens, &param, options)
     }
 

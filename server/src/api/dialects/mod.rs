@@ -12,7 +12,23 @@ pub(crate) mod slime;
 pub(crate) mod trl;
 pub(crate) mod vllm;
 
+use qrm_proto::request::ChatMessage;
 use qrm_proto::{Datum, Input, TextOrIds};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A message of a conversation. Other keys of it are not the template's here.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+struct Turn {
+    role: String,
+    content: String,
+}
+
+impl From<Turn> for ChatMessage {
+    fn from(Turn { role, content }: Turn) -> Self {
+        Self { role, content }
+    }
+}
 
 /// One number for a whole answer, that by which its kind of model is trained to compare answers: an outcome model's only
 /// reward, a step model's worst step, log π/π_ref of all of it, else the mean of its rewards.

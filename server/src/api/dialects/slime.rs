@@ -6,14 +6,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use qrm_proto::request::ChatMessage;
 use qrm_proto::{Floats, Input, RewardsRequest, RewardsResponse, TextOrIds};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::sequence_score;
+use super::{Turn, sequence_score};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::json::{Body, JsonBody};
@@ -33,7 +32,7 @@ impl Body for Sample {}
 #[serde(untagged)]
 enum Prompt {
     Text(String),
-    Messages(Vec<Message>),
+    Messages(Vec<Turn>),
 }
 
 /// As it comes: serde's own would keep all of it in between, whatever it is.
@@ -59,13 +58,6 @@ impl<'de> Deserialize<'de> for Prompt {
     }
 }
 
-/// Other keys of a message are not the template's here.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-struct Message {
-    role: String,
-    content: String,
-}
-
 #[utoipa::path(
     post, path = "/rm", tag = "dialects", summary = "slime: one sample",
     request_body = Sample,
@@ -78,10 +70,7 @@ pub(crate) async fn rm(
 ) -> Result<Response, ApiError> {
     let (prompt, messages) = match prompt {
         Prompt::Text(text) => (Some(TextOrIds::Text(text)), None),
-        Prompt::Messages(messages) => {
-            let message = |m: Message| ChatMessage { role: m.role, content: m.content };
-            (None, Some(messages.into_iter().map(message).collect()))
-        }
+        Prompt::Messages(messages) => (None, Some(messages.into_iter().map(Turn::into).collect())),
     };
     let input = Input { prompt, messages, response: Some(TextOrIds::Text(response)), ..Input::default() };
     let request =

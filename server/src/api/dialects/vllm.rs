@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::one_or_more::OneOrMore;
-use super::sequence_score;
+use super::{Turn, sequence_score};
 use crate::api::auth::Client;
 use crate::api::error::ApiError;
 use crate::api::intake::Held;
@@ -46,13 +46,6 @@ impl Body for Texts {
 /// vLLM's tokenizers add theirs unless they are told not to.
 fn yes() -> bool {
     true
-}
-
-/// Other keys of a message are not the template's here.
-#[derive(Debug, Deserialize, ToSchema)]
-struct Turn {
-    role: String,
-    content: String,
 }
 
 #[utoipa::path(
