@@ -9,7 +9,7 @@ mod job;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -71,26 +71,8 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(BAD_ROW));
         }
     };
-    let mut output =
-        OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&args.output)?;
-    if output.metadata()?.len() > 0 {
-        let same = plan.before.map(|(rows, input)| Job::new(&args, &model, &devices, rows, input));
-        anyhow::ensure!(
-            before.is_some() && before == same,
-            "{} was scored from another input, with another checkpoint or with other options: remove it to begin anew",
-            args.output.display()
-        );
-    }
-    let job = Job::new(&args, &model, &devices, plan.rows.len(), plan.input);
-    if before.as_ref() != Some(&job) {
-        job.write(&args.output)?;
-    }
-    let done = resume(&mut output, &plan.rows, &plan.by_id)
-        .with_context(|| format!("cannot resume {}", args.output.display()))?;
-    if done > 0 {
-        tracing::info!(rows = done, "already in the output");
-    }
-
+    let job = |rows, input| Job::new(&args, &model, &devices, rows, input);
+    let (output, done) = claim(&args.output, &plan, before, job)?;
     let limits = args.engine.limits(usize::MAX, usize::MAX);
     let engine = Engine::start(&copies, limits, Metrics::new()?)?;
     let terms = Terms { client: "".into(), priority: 0, deadline: None };
@@ -129,6 +111,34 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<ExitCode> {
     writer.output.sync_all()?;
     writer.bar.finish();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the output of a job, and says how many of its rows are there. `before` is the job that began it.
+fn claim(
+    path: &Path,
+    plan: &Plan,
+    before: Option<Job>,
+    job: impl Fn(usize, Lines) -> Job,
+) -> anyhow::Result<(File, usize)> {
+    let mut output = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(path)?;
+    if output.metadata()?.len() > 0 {
+        let same = plan.before.clone().map(|(rows, input)| job(rows, input));
+        anyhow::ensure!(
+            before.is_some() && before == same,
+            "{} was scored from another input, with another checkpoint or with other options: remove it to begin anew",
+            path.display()
+        );
+    }
+    let job = job(plan.rows.len(), plan.input.clone());
+    if before.as_ref() != Some(&job) {
+        job.write(path)?;
+    }
+    let done = resume(&mut output, &plan.rows, &plan.by_id);
+    let done = done.with_context(|| format!("cannot resume {}", path.display()))?;
+    if done > 0 {
+        tracing::info!(rows = done, "already in the output");
+    }
+    Ok((output, done))
 }
 
 /// What the first pass learns of a row.
