@@ -40,7 +40,8 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let mut response = work.await;
     response.headers_mut().insert(REQUEST_ID, named);
     if app.is_leaving() && version <= Version::HTTP_11 {
-        // Its next request is to find another server; one of HTTP/2 is told so itself.
+        // Its next request is to find another server. (HTTP/2 has no such header: here it is told at the end, as gRPC's port is
+        // at the beginning.)
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status();
