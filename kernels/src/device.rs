@@ -107,7 +107,7 @@ impl Device {
             Self::Cuda(gpu, weights) => {
                 let upload = match weights.layers() {
                     Held::Int8 => cuda::Linear::upload_int8,
-                    Held::Float(_) => cuda::Linear::upload,
+                    Held::Float(_) | Held::Int16 => cuda::Linear::upload,
                 };
                 Ok(Weight::Cuda(Arc::new(upload(gpu, parts, bias, weights.dtype)?)))
             }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::cpu::int8::Quantized;
+use crate::cpu::integer::{Int8Panels, Integers};
 use crate::cpu::storage::Storage;
 use crate::cpu::tile::{Line, WIDTH, floats};
 use crate::cpu::values;
@@ -58,7 +58,7 @@ impl Panels {
 
     /// A weight `[out, k]` out of what [`Panels::int8_parts`] gave.
     pub fn from_int8_parts(out: usize, k: usize, parts: [&[u8]; 3]) -> Result<Self> {
-        match Quantized::from_parts(out.div_ceil(WIDTH), k, parts) {
+        match Int8Panels::from_parts(out.div_ceil(WIDTH), k, parts) {
             Some(weight) => Ok(Self { storage: Storage::Int8(weight), out, k }),
             None => bail!("panels: {} bytes of codes are no weight [{out}, {k}]", parts[0].len()),
         }
@@ -66,7 +66,10 @@ impl Panels {
 
     /// Where it is held in int8, what that is made of, as bytes: codes, factors of groups, scales of outputs.
     pub fn int8_parts(&self) -> Option<[Cow<'_, [u8]>; 3]> {
-        self.int8().map(Quantized::parts)
+        match self.integers() {
+            Some(Integers::Int8(weight)) => Some(weight.parts()),
+            _ => None,
+        }
     }
 
     /// Packs `weight [out, k]`.
@@ -159,9 +162,9 @@ impl Panels {
         self.storage.widen(panels, self.k, to);
     }
 
-    /// Where it is held in int8.
-    pub(crate) fn int8(&self) -> Option<&Quantized> {
-        self.storage.int8()
+    /// Where it is held in codes.
+    pub(crate) fn integers(&self) -> Option<Integers<'_>> {
+        self.storage.integers()
     }
 
     /// Rows `ids` of the original weight, `[ids.len(), k]`: the embedding of a model that ties it to `lm_head`.

@@ -49,9 +49,10 @@ pub enum Int8 {
     /// None.
     #[default]
     Nothing,
-    /// The layers' projections; embedding and head stay as they are.
+    /// The layers' projections. A vocabulary head, and the embedding where it is the same matrix, has two bytes on the CPU and
+    /// stays as it is on a GPU.
     Layers,
-    /// A vocabulary head too, and the embedding where it is the same matrix. On the CPU alone.
+    /// That head too. On the CPU alone.
     All,
 }
 
@@ -71,6 +72,8 @@ pub enum Held {
     Float(Float),
     /// One byte an element, with a scale for each output.
     Int8,
+    /// Two bytes an element, with a scale for each output, multiplied in integers. On the CPU alone.
+    Int16,
 }
 
 impl Default for Held {
@@ -123,10 +126,11 @@ impl Weights {
         }
     }
 
-    /// Of a vocabulary head.
+    /// Of a vocabulary head on the CPU.
     pub fn head(self) -> Held {
         match self.int8 {
-            Int8::Nothing | Int8::Layers => Held::Float(self.dtype),
+            Int8::Nothing => Held::Float(self.dtype),
+            Int8::Layers => Held::Int16,
             Int8::All => Held::Int8,
         }
     }

@@ -103,6 +103,26 @@ fn int8_loses_half_a_step_of_a_weight() {
 }
 
 #[test]
+fn int16_loses_what_f16_loses() {
+    for (n, k, out) in [(1, 1, 1), (14, 64, 300), (113, 33, 70), (5, 576, 40), (2, 9000, 33)] {
+        let w = tensor(&noise(out * k, 2), out);
+        let (codes, whole) = (packed(&w, Held::Int16), packed(&w, Held::default()));
+        assert!(codes.bytes() <= whole.bytes() / 2 + (k + 4) * 32 * 4, "{} bytes", codes.bytes());
+        let x = tensor(&noise(n * k, 1), n);
+        let targets: Vec<u32> = (0..n).map(|i| (i * 7 % out) as u32).collect();
+        let ((y, reward), (_, want)) = (through(&x, &codes, &targets), through(&x, &whole, &targets));
+        let exact = reference::linear(&wide(&values(&x)), &wide(&values(&w)), k);
+        let off = y.iter().zip(&exact).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum::<f64>();
+        let all = exact.iter().map(|want| want * want).sum::<f64>();
+        assert!(off <= 5e-4f64.powi(2) * all, "off by {} of {}", off.sqrt(), all.sqrt());
+        let size = 1e-3 * (k as f64).sqrt().max(1.0) * largest(&values(&x));
+        for (got, want) in [(&reward.logit, &want.logit), (&reward.logsumexp, &want.logsumexp)] {
+            assert!(got.iter().zip(want).all(|(got, want)| f64::from((got - want).abs()) <= size));
+        }
+    }
+}
+
+#[test]
 fn int8_comes_back_from_its_parts() {
     let panels = packed(&tensor(&noise(70 * 33, 1), 70), Held::Int8);
     let [codes, factors, scales] = panels.int8_parts().unwrap();
@@ -121,7 +141,7 @@ fn int8_comes_back_from_its_parts() {
 
 #[test]
 fn gating_in_one_gives_the_bits_of_two_steps() {
-    for held in [Held::default(), HALVES[0], HALVES[1], Held::Int8] {
+    for held in [Held::default(), HALVES[0], HALVES[1], Held::Int8, Held::Int16] {
         // Halves of whole panels, and one of half a panel.
         for (n, k, m) in [(1, 1, 32), (113, 33, 96), (15, 300, 256), (0, 8, 32), (14, 20, 48)] {
             let x = Tensor::from_slice(&noise(n * k, 1), (n, k), &candle_core::Device::Cpu).unwrap();
@@ -142,7 +162,7 @@ fn gating_in_one_gives_the_bits_of_two_steps() {
 fn what_is_not_finite_is_not_hidden() {
     let (mut x, mut w) = (noise(3 * 8, 1), noise(40 * 8, 2));
     (x[8], w[5 * 8]) = (f32::NAN, f32::INFINITY);
-    for held in [HALVES[0], HALVES[1], Held::Int8] {
+    for held in [HALVES[0], HALVES[1], Held::Int8, Held::Int16] {
         let panels = packed(&tensor(&w, 40), held);
         let y = values(&linear(&tensor(&x, 3), &Weight::Packed(panels), None, None).unwrap());
         for (at, y) in y.iter().enumerate() {
@@ -161,7 +181,7 @@ proptest! {
         let row = hidden.narrow(0, pick, 1).unwrap().contiguous().unwrap();
         let targets: Vec<u32> = (0..n as u32).collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        for held in [HALVES[0], HALVES[1], Held::Int8] {
+        for held in [HALVES[0], HALVES[1], Held::Int8, Held::Int16] {
             let panels = packed(&tensor(&noise(v * d, 10), v), held);
             let (y, all) = pool.install(|| through(&hidden, &panels, &targets));
             let (own, alone) = through(&row, &panels, &targets[pick..=pick]);

@@ -285,7 +285,7 @@ fn token_reward_tells_a_broken_logit_from_an_absent_one() {
     for columns in [5..6, 300..301, 2100..2101, 2499..2500, 256..512] {
         let mut w = noise(v * d, 2);
         columns.clone().for_each(|column| w[column * d] = f32::NAN);
-        for held in [Held::default(), Held::Float(Float::BF16), Held::Int8] {
+        for held in [Held::default(), Held::Float(Float::BF16), Held::Int8, Held::Int16] {
             let panels = Panels::pack_rows(&[&tensor(&w, v)], held).unwrap();
             let got = token_reward(&x, &panels, &[0, 1, 2]).unwrap();
             let all = got.logsumexp.iter().chain(&got.entropy);

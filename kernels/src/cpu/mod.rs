@@ -1,11 +1,11 @@
 //! What the CPU faces of the ops share.
 //!
-//! - [`isa`]: which instruction set runs. [`tile`]: the inner tile of a multiply in it; [`int8`] in integers.
+//! - [`isa`]: which instruction set runs. [`tile`]: the inner tile of a multiply in it; [`integer`] in integers.
 //! - [`storage`]: a weight's panels as they are held. [`multiplier`]: rows times panels, tile by tile, whatever they are held in.
 //! - [`product`]: the whole multiply on all threads. [`output`]: what its tasks write.
 //! - `math`: `exp`.
 
-pub(crate) mod int8;
+pub(crate) mod integer;
 pub(crate) mod isa;
 pub(crate) mod math;
 pub(crate) mod multiplier;

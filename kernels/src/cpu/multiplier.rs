@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::int8::{self, CodeLine, Codes, Quantized};
+use super::integer::{self, CodeLine, Codes, Integers};
 use super::isa::Isa;
 use super::tile::{self, Line, Tile, WIDTH};
 use crate::panels::Panels;
@@ -10,12 +10,12 @@ use crate::panels::Panels;
 /// Rows `[n, k]` as a weight is multiplied by them. Made once for all of a weight's panels.
 pub(crate) enum Rows<'a> {
     Floats(&'a [f32]),
-    Codes(Codes, &'a Quantized),
+    Codes(Codes, Integers<'a>),
 }
 
 impl<'a> Rows<'a> {
     pub(crate) fn new(x: &'a [f32], weight: &'a Panels) -> Self {
-        match weight.int8() {
+        match weight.integers() {
             None => Self::Floats(x),
             Some(weight) => Self::Codes(Codes::of(x, weight), weight),
         }
@@ -29,7 +29,7 @@ pub(crate) struct Multiplier<'a> {
     weight: &'a Panels,
     /// Panels that are ready.
     ready: Range<usize>,
-    /// They as floats, if they are not held so, or as codes.
+    /// They as floats or as codes, if they are not held so.
     floats: Vec<Line>,
     codes: Vec<CodeLine>,
 }
@@ -47,7 +47,8 @@ impl<'a> Multiplier<'a> {
         match self.rows {
             Rows::Floats(_) if self.weight.lines().is_some() => {}
             Rows::Floats(_) => self.weight.widen(panels.clone(), &mut self.floats),
-            Rows::Codes(_, weight) => weight.pairs(panels.clone(), &mut self.codes),
+            Rows::Codes(_, Integers::Int8(weight)) => weight.pairs(panels.clone(), &mut self.codes),
+            Rows::Codes(_, Integers::Int16(_)) => {}
         }
         self.ready = panels;
     }
@@ -67,8 +68,11 @@ impl<'a> Multiplier<'a> {
             }
             Rows::Codes(codes, weight) => {
                 let size = k.div_ceil(2) * WIDTH / 16;
-                let lines = &self.codes[at * size..][..size];
-                int8::multiply(self.isa, codes, first, count, lines, weight.scales(panel), out);
+                let lines = match weight {
+                    Integers::Int8(_) => &self.codes[at * size..][..size],
+                    Integers::Int16(weight) => weight.panel(panel),
+                };
+                integer::multiply(self.isa, codes, first, count, lines, weight.scales(panel), out);
             }
         }
     }

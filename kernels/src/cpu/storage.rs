@@ -1,5 +1,6 @@
-//! How packed weights are held: in full, in half, or in a byte. What is held in less is widened panel by panel where it
-//! is used, once for all rows that pass by, so that memory shrinks and the multiply's inner loop stays the same.
+//! How packed weights are held: as floats, in full or in half, or as codes of 8 or 16 bits. What is held in less than it is
+//! multiplied in is widened panel by panel where it is used, once for all rows that pass by, so that memory shrinks and the
+//! multiply's inner loop stays the same.
 
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::int8::Quantized;
+use super::integer::{Int8Panels, Int16Panels, Integers};
 use super::isa::multiversion;
 use super::tile::{Line, WIDTH, floats, floats_mut};
 use crate::weights::{Float, Held};
@@ -18,7 +19,8 @@ pub(crate) enum Storage {
     F32(Vec<Line>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
-    Int8(Quantized),
+    Int8(Int8Panels),
+    Int16(Int16Panels),
 }
 
 impl Storage {
@@ -34,7 +36,8 @@ impl Storage {
             }
             Held::Float(Float::F16) => Self::F16(halves(f16::ZERO, count, size, fill)),
             Held::Float(Float::BF16) => Self::Bf16(halves(bf16::ZERO, count, size, fill)),
-            Held::Int8 => Self::Int8(Quantized::build(count, k, fill)),
+            Held::Int8 => Self::Int8(Int8Panels::build(count, k, fill)),
+            Held::Int16 => Self::Int16(Int16Panels::build(count, k, fill)),
         }
     }
 
@@ -58,6 +61,7 @@ impl Storage {
             Self::F16(_) => Held::Float(Float::F16),
             Self::Bf16(_) => Held::Float(Float::BF16),
             Self::Int8(_) => Held::Int8,
+            Self::Int16(_) => Held::Int16,
         }
     }
 
@@ -68,6 +72,7 @@ impl Storage {
             Self::F16(all) => size_of_val(&all[..]),
             Self::Bf16(all) => size_of_val(&all[..]),
             Self::Int8(weight) => weight.bytes(),
+            Self::Int16(weight) => weight.bytes(),
         }
     }
 
@@ -88,11 +93,11 @@ impl Storage {
             Self::F32(lines) => to.copy_from_slice(&lines[range.start / 16..range.end / 16]),
             Self::F16(all) => all[range].convert_to_f32_slice(floats_mut(to)),
             Self::Bf16(all) => widen_bf16(&all[range], floats_mut(to)),
-            Self::Int8(weight) => {
+            Self::Int8(_) | Self::Int16(_) => {
                 let mut column = vec![0.0; k];
                 for (p, to) in panels.zip(floats_mut(to).chunks_exact_mut(size.max(1))) {
                     for j in 0..WIDTH {
-                        weight.column(p * WIDTH + j, &mut column);
+                        self.column(p * WIDTH + j, k, &mut column);
                         to[j..].iter_mut().step_by(WIDTH).zip(&column).for_each(|(to, x)| *to = *x);
                     }
                 }
@@ -100,11 +105,12 @@ impl Storage {
         }
     }
 
-    /// Where it is held in int8.
-    pub(crate) fn int8(&self) -> Option<&Quantized> {
+    /// Where it is held in codes.
+    pub(crate) fn integers(&self) -> Option<Integers<'_>> {
         match self {
-            Self::Int8(weight) => Some(weight),
-            _ => None,
+            Self::F32(_) | Self::F16(_) | Self::Bf16(_) => None,
+            Self::Int8(weight) => Some(Integers::Int8(weight)),
+            Self::Int16(weight) => Some(Integers::Int16(weight)),
         }
     }
 
@@ -121,6 +127,7 @@ impl Storage {
             Self::F16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
             Self::Bf16(all) => values.for_each(|(kk, v)| *v = all[at(kk)].to_f32()),
             Self::Int8(weight) => weight.column(column, to),
+            Self::Int16(weight) => weight.column(column, to),
         }
     }
 }

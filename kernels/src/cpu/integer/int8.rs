@@ -1,20 +1,27 @@
-//! A weight in codes: quantised, kept as bytes, widened for the multiply.
+//! A weight of a byte an element, times a whole number for each [`GROUP`] of inputs, times a scale for each output. It is
+//! widened for the multiply, which takes 16 bits anyway, so that the groups' factors cost nothing as they are whole.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{BLOCK, CodeLine, FACTOR, GROUP, WEIGHT};
+use super::{BLOCK, CodeLine, at};
 use crate::cpu::isa::multiversion;
 use crate::cpu::tile::WIDTH;
 
+/// Largest code of a weight.
+const WEIGHT: f32 = 127.0;
+/// Inputs that share a factor.
+const GROUP: usize = 16;
+/// Largest factor of a group.
+const FACTOR: f32 = 32.0;
 /// Codes of a pair of inputs in a panel.
 const PAIR: usize = 2 * WIDTH;
 
 /// A weight `[out, k]` as panels of codes.
 #[derive(Clone)]
-pub(crate) struct Quantized {
+pub(crate) struct Int8Panels {
     /// Of each panel `[⌈k/2⌉, WIDTH, 2]`: pairs of inputs, the last padded with zeros. Signed, in two's complement.
     codes: Vec<u8>,
     /// Of each panel `[⌈k/GROUP⌉, WIDTH]`.
@@ -26,7 +33,7 @@ pub(crate) struct Quantized {
     pub(super) k: usize,
 }
 
-impl Quantized {
+impl Int8Panels {
     /// Of `count` panels; `fill(p, panel)` writes the floats of panel p over zeros.
     pub(crate) fn build(count: usize, k: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let (bytes, groups) = (k.div_ceil(2) * 2 * WIDTH, k.div_ceil(GROUP) * WIDTH);
@@ -52,7 +59,7 @@ impl Quantized {
         [(&self.codes[..]).into(), (&self.factors[..]).into(), scales.into()]
     }
 
-    /// Of what [`Quantized::parts`] gave of a weight of `count` panels; none of what cannot be such.
+    /// Of what [`Int8Panels::parts`] gave of a weight of `count` panels; none of what cannot be such.
     pub(crate) fn from_parts(count: usize, k: usize, [codes, factors, scales]: [&[u8]; 3]) -> Option<Self> {
         let (bytes, groups) = (k.div_ceil(2) * 2 * WIDTH, k.div_ceil(GROUP) * WIDTH);
         let lengths = [count * bytes, count * groups, count * WIDTH * size_of::<f32>()];
@@ -80,7 +87,7 @@ impl Quantized {
     }
 
     /// The codes of a panel, and its groups' factors.
-    pub(super) fn panel(&self, p: usize) -> (&[u8], &[u8]) {
+    fn panel(&self, p: usize) -> (&[u8], &[u8]) {
         let (bytes, groups) = (self.k.div_ceil(2) * 2 * WIDTH, self.k.div_ceil(GROUP) * WIDTH);
         (&self.codes[p * bytes..][..bytes], &self.factors[p * groups..][..groups])
     }
@@ -109,11 +116,6 @@ impl Quantized {
             *x = f32::from(codes[at(kk, j)].cast_signed()) * factor * self.scales[column];
         }
     }
-}
-
-/// Where a panel has its element `[kk, j]`.
-pub(super) fn at(kk: usize, j: usize) -> usize {
-    (kk / 2 * WIDTH + j) * 2 + kk % 2
 }
 
 /// Column j of `panel [k, WIDTH]` as codes and factors. Gives its scale.
@@ -175,6 +177,50 @@ multiversion! {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{fill, weight as original};
+    use super::*;
+
+    #[test]
+    fn codes_are_within_half_a_step() {
+        let k = 77;
+        let weight = Int8Panels::build(2, k, fill);
+        let mut lines = Vec::new();
+        weight.pairs(0..2, &mut lines);
+        let mut back = vec![0.0; k];
+        for column in 0..2 * WIDTH {
+            weight.column(column, &mut back);
+            let whole: Vec<f32> = (0..k).map(|kk| original(kk, column)).collect();
+            let largest = |part: &[f32]| part.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            for (group, back) in whole.chunks(GROUP).zip(back.chunks(GROUP)) {
+                // A factor is rounded up to a whole one.
+                let step = largest(group) / WEIGHT + largest(&whole) / WEIGHT / FACTOR;
+                assert!(group.iter().zip(back).all(|(a, b)| (a - b).abs() <= 0.5 * step));
+            }
+            let lines = &lines[column / WIDTH * lines.len() / 2..];
+            for (kk, back) in back.iter().enumerate() {
+                let at = at(kk, column % WIDTH);
+                assert_eq!(f32::from(lines[at / 32].0[at % 32]) * weight.scales[column], *back, "widened");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_sum_fits() {
+        for k in [2, 131, 512, 65_536] {
+            let weight = Int8Panels::build(1, k, |_, panel| panel.fill(-1.0));
+            let sum = WEIGHT as i64 * FACTOR as i64 * BLOCK.min(k) as i64;
+            let worst = sum * i64::from(weight.limit);
+            assert!(worst <= i64::from(i32::MAX), "{worst}");
+            assert!(
+                worst + sum > i64::from(i32::MAX) || weight.limit == i32::from(i16::MAX),
+                "bits are left"
+            );
         }
     }
 }

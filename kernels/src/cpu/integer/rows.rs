@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::Quantized;
+use super::Integers;
 use crate::cpu::isa::multiversion;
 use crate::cpu::{math, output};
 
@@ -18,12 +18,12 @@ pub(crate) struct Codes {
 
 impl Codes {
     /// Of rows `x [n, k]` that `weight` is multiplied by.
-    pub(crate) fn of(x: &[f32], weight: &Quantized) -> Self {
-        let k = weight.k;
+    pub(crate) fn of(x: &[f32], weight: Integers<'_>) -> Self {
+        let k = weight.k();
         let n = x.len() / k.max(1);
         let stride = k.div_ceil(2) * 2;
         let mut scales = vec![0.0f32; n];
-        let limit = weight.limit as f32;
+        let limit = weight.limit() as f32;
         let fill = |values: output::Output<i16>| {
             let rows = scales.par_iter_mut().zip(x.par_chunks(k.max(1))).enumerate();
             rows.with_min_len(8).for_each(|(i, (scale, row))| {
