@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use qrm_kernels::{Device, Layout, RopeTable, Rows, Segment, Weight, Weights};
+use qrm_kernels::{Device, Gates, Layout, RopeTable, Rows, Segment, Weight, Weights};
 use qrm_model::{Checkpoint, Placement, RewardModel, Trajectory};
 
 use crate::machine::{best, cpu_seconds, pool, sgemm_gflops};
@@ -117,7 +117,8 @@ fn parts(args: &Args, device: &Device, work: &[Trajectory]) -> anyhow::Result<Ve
     let rows = |width: usize| matrix(n, width, 1.0).map(Rows::from);
     let (x, qkv, attended, gated) = (rows(d)?, rows(qkv_width)?, rows(q)?, rows(m)?);
     let weight = |out: usize, k: usize| device.projection(&[&matrix(out, k, 0.05)?], None);
-    let (w_qkv, w_o, w_up, w_down) = (weight(qkv_width, d)?, weight(d, q)?, weight(2 * m, d)?, weight(d, m)?);
+    let (w_qkv, w_o, w_down) = (weight(qkv_width, d)?, weight(d, q)?, weight(d, m)?);
+    let w_up = Gates::pack(&matrix(m, d, 0.05)?, &matrix(m, d, 0.05)?, args.dtype.layers())?;
     let norm =
         device.norm(candle_core::Tensor::ones(d, candle_core::DType::F32, &candle_core::Device::Cpu)?)?;
     let hidden = matrix(responses.len(), d, 1.0).map(Rows::from)?;

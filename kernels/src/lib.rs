@@ -5,7 +5,8 @@
 //! - [`reference`]: every op in plain f64, the truth the tests compare with.
 //! - [`weights`]: what weights are held in: f32, halves, or a byte an element.
 //! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
-//! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each.
+//! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each; [`gates`]: SwiGLU as
+//!   a multiply's last step.
 //! - [`attention`]: causal attention over a forest of segments, online softmax, no score matrix; keys and values kept
 //!   for tokens and for batches that come later.
 //! - [`token_reward()`]: logit, logsumexp, max and entropy of chosen tokens without ever holding `[N, V]`;
@@ -31,6 +32,7 @@ pub mod cores;
 #[allow(unsafe_code)]
 pub mod cuda;
 pub mod device;
+pub mod gates;
 pub mod linear;
 pub mod memory;
 pub mod mmap;
@@ -50,6 +52,7 @@ mod cpu;
 pub use attention::{BLOCK, Fresh, KvCache, Segment, forest_attention, keys_and_values, prefix_attention};
 pub use cores::Cores;
 pub use device::{Device, Norm};
+pub use gates::Gates;
 pub use linear::{Weight, linear};
 pub use panels::Panels;
 pub use rms_norm::rms_norm;

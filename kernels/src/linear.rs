@@ -31,6 +31,14 @@ impl Weight {
         }
     }
 
+    /// Where it is packed already.
+    pub fn packed(&self) -> Option<&Arc<Panels>> {
+        match self {
+            Self::Packed(panels) => Some(panels),
+            _ => None,
+        }
+    }
+
     /// The same numbers, not followed by autograd.
     pub fn detach(&self) -> Self {
         match self {

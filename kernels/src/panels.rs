@@ -77,7 +77,7 @@ impl Panels {
         Self::pack_slices(&weight.chunks_exact(k.max(1)).collect::<Vec<_>>(), k, Held::default())
     }
 
-    fn pack_slices(rows: &[&[f32]], k: usize, held: Held) -> Self {
+    pub(crate) fn pack_slices(rows: &[&[f32]], k: usize, held: Held) -> Self {
         Self::build(rows.len(), k, held, |p, panel| {
             for (j, row) in rows[p * WIDTH..].iter().take(WIDTH).enumerate() {
                 for (kk, v) in row.iter().enumerate() {
@@ -145,11 +145,6 @@ impl Panels {
     /// Number of panels.
     pub(crate) fn count(&self) -> usize {
         self.out.div_ceil(WIDTH)
-    }
-
-    /// Whether the weight's two halves have panels of their own.
-    pub(crate) fn has_whole_halves(&self) -> bool {
-        self.out.is_multiple_of(2 * WIDTH)
     }
 
     /// All panels, `[count, k, WIDTH]`, where they are held in f32.

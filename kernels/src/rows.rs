@@ -13,10 +13,11 @@ use crate::attention::{Segment, forest_attention};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::device::{Device, Norm};
+use crate::gates::{Gates, gated};
 use crate::linear::{Weight, linear};
 use crate::rms_norm::rms_norm;
 use crate::rope::{QkNorm, RopeTable, qk_rope};
-use crate::swiglu::{gated, swiglu};
+use crate::swiglu::swiglu;
 use crate::token_reward::{TokenReward, token_reward};
 #[cfg(feature = "cuda")]
 use crate::weights::Float;
@@ -213,14 +214,9 @@ impl Rows {
         }
     }
 
-    /// [`Rows::swiglu`] of [`Rows::linear`], in one where the CPU can and autograd does not ask for what lies between.
-    pub fn gated(&self, weight: &Weight) -> Result<Self> {
-        match (self, weight) {
-            (Self::Cpu(x), Weight::Packed(panels)) if !x.track_op() && panels.has_whole_halves() => {
-                gated(x, panels).map(Self::Cpu)
-            }
-            _ => self.linear(weight, None, None)?.swiglu(),
-        }
+    /// [`Rows::swiglu`] of [`Rows::linear`] in one. On the CPU alone; has no way back.
+    pub fn gated(&self, weight: &Gates) -> Result<Self> {
+        gated(self.tensor()?, weight).map(Self::Cpu)
     }
 
     /// A scalar head's numbers, `[N]`: rows times `weight [1, k]`, plus `bias [1]`.

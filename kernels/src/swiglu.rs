@@ -1,14 +1,10 @@
 //! SwiGLU: `silu(gate) · up`, the two halves of one multiply's output.
 
-use std::sync::Arc;
-
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::isa::multiversion;
-use crate::cpu::product::gated_product;
 use crate::cpu::{f32_slice, gradient, math, values};
-use crate::panels::Panels;
 
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
@@ -16,30 +12,6 @@ const TASK_ROWS: usize = 16;
 /// `gate_up [N, 2m]` (gate first) to `silu(gate) · up`, `[N, m]`, f32.
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     gate_up.apply_op1(SwiGlu)
-}
-
-/// [`swiglu`] of `x [N, k]` times a packed `weight [2m, k]`, `[N, m]`, in one: the same bits, without what lies between. Has no
-/// way back. m is a multiple of the panels' width.
-pub(crate) fn gated(x: &Tensor, weight: &Arc<Panels>) -> Result<Tensor> {
-    x.apply_op1(Gated(weight.clone()))
-}
-
-struct Gated(Arc<Panels>);
-
-impl CustomOp1 for Gated {
-    fn name(&self) -> &'static str {
-        "gated"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, k) = layout.shape().dims2()?;
-        let (weight, out) = (&self.0, self.0.out_dim());
-        if k != weight.in_dim() || !weight.has_whole_halves() {
-            bail!("gated: x {:?} does not fit {weight:?}", layout.shape());
-        }
-        let y = gated_product(f32_slice("gated", x, layout)?, n, weight);
-        Ok((CpuStorage::F32(y), Shape::from((n, out / 2))))
-    }
 }
 
 struct SwiGlu;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use common::{close, noise, tensor, values, wide};
 use proptest::prelude::*;
-use qrm_kernels::{Device, Float, Held, Panels, Rows, TokenReward, Weight, linear, reference, token_reward};
+use qrm_kernels::{
+    Device, Float, Gates, Held, Panels, Rows, TokenReward, Weight, linear, reference, token_reward,
+};
 
 const HALVES: [Held; 2] = [Held::Float(Float::F16), Held::Float(Float::BF16)];
 
@@ -142,13 +144,13 @@ fn int8_comes_back_from_its_parts() {
 #[test]
 fn gating_in_one_gives_the_bits_of_two_steps() {
     for held in [Held::default(), HALVES[0], HALVES[1], Held::Int8, Held::Int16] {
-        // Halves of whole panels, and one of half a panel.
-        for (n, k, m) in [(1, 1, 32), (113, 33, 96), (15, 300, 256), (0, 8, 32), (14, 20, 48)] {
+        for (n, k, m) in [(1, 1, 1), (113, 33, 96), (15, 300, 256), (0, 8, 32), (14, 20, 48), (5, 40, 23)] {
             let x = Tensor::from_slice(&noise(n * k, 1), (n, k), &candle_core::Device::Cpu).unwrap();
-            let weight = Weight::Packed(packed(&tensor(&noise(2 * m * k, 2), 2 * m), held));
+            let (gate, up) = (tensor(&noise(m * k, 2), m), tensor(&noise(m * k, 3), m));
             let x = Rows::from(x);
-            let in_one = x.gated(&weight).unwrap();
-            let in_two = x.linear(&weight, None, None).unwrap().swiglu().unwrap();
+            let in_one = x.gated(&Gates::pack(&gate, &up, held).unwrap()).unwrap();
+            let joined = Weight::Packed(Arc::new(Panels::pack_rows(&[&gate, &up], held).unwrap()));
+            let in_two = x.linear(&joined, None, None).unwrap().swiglu().unwrap();
             assert_eq!(
                 values(in_one.tensor().unwrap()),
                 values(in_two.tensor().unwrap()),

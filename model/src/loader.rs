@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
-use qrm_kernels::{Device, Held, Norm, Weight};
+use qrm_kernels::{Device, Gates, Held, Norm, Panels, Weight};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -108,13 +108,17 @@ impl<'a> Loader<'a> {
     /// The weight `[V, d]` of a vocabulary head.
     pub(crate) fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, CheckpointError> {
         let part = [(name.to_owned(), shape[0])];
-        if let Some(weight) = self.kept(name, &part, shape[1], self.device.weights().head())? {
-            return Ok(weight);
+        if let Some(panels) = self.kept(name, &part, shape[1], self.device.weights().head())? {
+            return Ok(Weight::Packed(panels));
         }
         let tensor = self.tensor(name, &shape)?;
         match self.method {
             Some(Method::Full) => Ok(Weight::Trained(tensor)),
-            _ => Ok(self.keep(name, self.device.weight(&tensor).map_err(broken)?)),
+            _ => {
+                let weight = self.device.weight(&tensor).map_err(broken)?;
+                self.keep(name, weight.packed());
+                Ok(weight)
+            }
         }
     }
 
@@ -125,7 +129,7 @@ impl<'a> Loader<'a> {
         parts: &[(String, usize)],
         input: usize,
         wanted: Held,
-    ) -> Result<Option<Weight>, CheckpointError> {
+    ) -> Result<Option<Arc<Panels>>, CheckpointError> {
         let Some(quantized) = self.quantized.as_ref().filter(|_| wanted == Held::Int8) else {
             return Ok(None);
         };
@@ -134,17 +138,16 @@ impl<'a> Loader<'a> {
         for (name, out) in parts {
             self.checkpoint.skip(name, &[*out, input])?;
         }
-        Ok(Some(Weight::Packed(Arc::new(panels))))
+        Ok(Some(Arc::new(panels)))
     }
 
     /// Keeps a weight under the name `all`, if it is in int8.
-    fn keep(&mut self, all: &str, weight: Weight) -> Weight {
-        if let (Some(quantized), Weight::Packed(panels)) = (&mut self.quantized, &weight)
+    fn keep(&mut self, all: &str, weight: Option<&Arc<Panels>>) {
+        if let (Some(quantized), Some(panels)) = (&mut self.quantized, weight)
             && panels.held() == Held::Int8
         {
             quantized.put(all, panels);
         }
-        weight
     }
 
     /// The weight `[1, d]` of a scalar head.
@@ -203,19 +206,48 @@ impl<'a> Loader<'a> {
                     if bias.is_empty() { None } else { Some(Tensor::cat(&bias, 0).map_err(broken)?) };
                 let weights: Vec<&Tensor> = weights.iter().collect();
                 let weight = match kept {
-                    Some(weight) => weight,
+                    Some(panels) => Weight::Packed(panels),
                     None => {
                         let weight = self.device.projection(&weights, joined.as_ref()).map_err(broken)?;
-                        self.keep(&all, weight)
+                        self.keep(&all, weight.packed());
+                        weight
                     }
                 };
-                if !matches!(weight, Weight::Packed(_)) {
+                if weight.packed().is_none() {
                     bias.clear(); // the weight has it with it
                 }
                 Joined::Fixed(weight)
             }
         };
         Ok(Projection { weight, bias, parts: adapters })
+    }
+
+    /// `gate_proj` and `up_proj`, `outputs` each, for [`Projection::gated`].
+    pub(crate) fn gates(
+        &mut self,
+        prefix: &str,
+        outputs: usize,
+        input: usize,
+        with_bias: bool,
+    ) -> Result<Projection, CheckpointError> {
+        let parts = ["gate_proj", "up_proj"];
+        if with_bias || self.method.is_some() || !self.device.is_cpu() {
+            return self.projection(prefix, &parts.map(|part| (part, outputs)), input, with_bias);
+        }
+        let all = format!("{prefix}.{}", parts.join("-"));
+        let named = parts.map(|part| (format!("{prefix}.{part}.weight"), outputs));
+        let weight = match self.kept(&all, &named, input, self.device.weights().layers())? {
+            Some(panels) => Gates::from_panels(panels).map_err(broken)?,
+            None => {
+                let gate = self.tensor(&named[0].0, &[outputs, input])?;
+                let up = self.tensor(&named[1].0, &[outputs, input])?;
+                let weight = Gates::pack(&gate, &up, self.device.weights().layers()).map_err(broken)?;
+                self.keep(&all, Some(weight.panels()));
+                weight
+            }
+        };
+        let parts = parts.map(|_| (outputs, None)).into();
+        Ok(Projection { weight: Joined::Gates(weight), bias: Vec::new(), parts })
     }
 
     /// A uniform in ±1/√in and B zero, as PEFT starts them.

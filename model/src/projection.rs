@@ -1,7 +1,7 @@
 //! A multiply of the decoder: projections that read the same input as one, with LoRA adapters where they are trained.
 
-use candle_core::{Result, Tensor};
-use qrm_kernels::{Rows, Weight};
+use candle_core::{Result, Tensor, bail};
+use qrm_kernels::{Gates, Rows, Weight};
 
 /// Low-rank change of one projection (LoRA, arXiv 2106.09685): `scale · (x Aᵀ) Bᵀ` is added to its output.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ impl Adapter {
 pub(crate) enum Joined {
     /// As one.
     Fixed(Weight),
+    /// Gates and ups, for [`Projection::gated`] alone.
+    Gates(Gates),
     /// Each with a gradient of its own.
     Trained(Vec<Tensor>),
 }
@@ -43,6 +45,7 @@ impl Projection {
     pub(crate) fn forward(&self, x: &Rows, residual: Option<&Rows>) -> Result<Rows> {
         let weight = match &self.weight {
             Joined::Fixed(weight) => weight.clone(),
+            Joined::Gates(weight) => bail!("projection: {weight:?} are for SwiGLU"),
             Joined::Trained(parts) => Weight::Trained(joined(parts)?),
         };
         let bias = if self.bias.is_empty() { None } else { Some(joined(&self.bias)?) };
@@ -58,9 +61,8 @@ impl Projection {
 
     /// SwiGLU of what [`Projection::forward`] gives of gates and ups.
     pub(crate) fn gated(&self, x: &Rows) -> Result<Rows> {
-        let is_plain = self.bias.is_empty() && self.parts.iter().all(|(_, adapter)| adapter.is_none());
         match &self.weight {
-            Joined::Fixed(weight) if is_plain => x.gated(weight),
+            Joined::Gates(weight) => x.gated(weight),
             _ => self.forward(x, None)?.swiglu(),
         }
     }
@@ -94,6 +96,7 @@ impl Projection {
         Self {
             weight: match &self.weight {
                 Joined::Fixed(weight) => Joined::Fixed(weight.detach()),
+                Joined::Gates(weight) => Joined::Gates(weight.clone()),
                 Joined::Trained(parts) => Joined::Trained(detached(parts)),
             },
             bias: detached(&self.bias),

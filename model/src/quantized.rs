@@ -16,11 +16,11 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use crate::checkpoint::{CheckpointError, write_safetensors};
 
 /// Changes with what a file holds for the same checkpoint.
-const FORMAT: &str = "int8-g16";
+const FORMAT: &str = "int8-g16-2";
 /// What a weight is made of: tensors of its name and these.
 const PARTS: [&str; 3] = ["codes", "factors", "scales"];
 
-/// One checkpoint's file in a directory of such: `VERSION-int8-g16.safetensors`.
+/// One checkpoint's file in a directory of such: `VERSION-int8-g16-2.safetensors`.
 pub(crate) struct Quantized {
     path: PathBuf,
     /// The file, if there was one, and where it has which tensor.

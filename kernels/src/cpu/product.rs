@@ -7,6 +7,7 @@ use super::isa::{Isa, multiversion};
 use super::multiplier::{Multiplier, Rows};
 use super::output;
 use super::tile::{Tile, WIDTH};
+use crate::gates::GATES;
 use crate::panels::Panels;
 use crate::swiglu;
 
@@ -49,24 +50,24 @@ pub(crate) fn product(
     unsafe { output::build(n * out, fill) }
 }
 
-/// `silu(x Gᵀ) · (x Uᵀ)`, `[n, m]`, where `weight [2m, k]` is G above U and m is a multiple of [`WIDTH`]. The two products,
-/// the largest of a decoder's activations, are never written.
+/// `silu(x Gᵀ) · (x Uᵀ)`, `[n, m]`, where `weight [2m, k]` is what [`Gates::pack`](crate::Gates::pack) made of G and U. The two products, the
+/// largest of a decoder's activations, are never written.
 pub(crate) fn gated_product(x: &[f32], n: usize, weight: &Panels) -> Vec<f32> {
-    let (m, half) = (weight.out_dim() / 2, weight.count() / 2);
-    assert!(m == half * WIDTH);
+    let m = weight.out_dim() / 2;
     let x = Rows::new(x, weight);
     let fill = |y: output::Output| {
-        let start = || [(); 2].map(|()| (Multiplier::new(&x, weight), Tile::new()));
-        each_panel(n, half, start, |[(gates, gate), (ups, up)], p, tiles| {
-            gates.load(p..p + 1);
-            ups.load(half + p..half + p + 1);
+        let start = || (Multiplier::new(&x, weight), Tile::new());
+        each_panel(n, weight.count(), start, |(multiplier, tile), p, tiles| {
+            let column = p * GATES;
+            let width = GATES.min(m - column);
+            multiplier.load(p..p + 1);
             for (start, count) in tiles {
-                gates.tile(p, start, count, gate);
-                ups.tile(half + p, start, count, up);
+                multiplier.tile(p, start, count, tile);
                 for i in 0..count {
                     // SAFETY: each (row, panel) belongs to one task.
-                    let y = unsafe { y.slice((start + i) * m + p * WIDTH, WIDTH) };
-                    swiglu::gate(gate.row(i), up.row(i), y);
+                    let y = unsafe { y.slice((start + i) * m + column, width) };
+                    let (gate, up) = tile.row(i).split_at(width);
+                    swiglu::gate(gate, up, y);
                 }
             }
         });

@@ -52,7 +52,7 @@ impl Layer {
             },
             o: loader.projection(&attention, &[("o_proj", d)], q, c.o_bias)?,
             post_norm: loader.norm(&format!("{prefix}.post_attention_layernorm.weight"), d)?,
-            gate_up: loader.projection(&mlp, &[("gate_proj", m), ("up_proj", m)], d, c.mlp_bias)?,
+            gate_up: loader.gates(&mlp, m, d, c.mlp_bias)?,
             down: loader.projection(&mlp, &[("down_proj", d)], m, c.mlp_bias)?,
             window: c.sliding_window.get(index).copied().flatten(),
         })
