@@ -1,11 +1,12 @@
 //! RMSNorm: `y = x / √(mean(x²) + ε) · w`, over rows.
+#![allow(unsafe_code)]
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::isa::multiversion;
 use crate::cpu::math::{LANES, tree};
-use crate::cpu::{f32_slice, gradient, values};
+use crate::cpu::{f32_slice, gradient, output, values};
 
 /// Rows of one task.
 const TASK_ROWS: usize = 32;
@@ -37,12 +38,17 @@ impl CustomOp2 for RmsNorm {
         if d == 0 || layout.dims().last() != Some(&d) {
             bail!("rms_norm: x {:?} does not fit a weight of {d}", layout.shape());
         }
-        let mut y = vec![0.0f32; x.len()];
-        y.par_chunks_mut(d * TASK_ROWS).zip(x.par_chunks(d * TASK_ROWS)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                normalize(x, weight, self.eps, y);
-            }
-        });
+        let fill = |y: output::Output| {
+            x.par_chunks(d * TASK_ROWS).enumerate().for_each(|(task, x)| {
+                // SAFETY: each task's rows are its own.
+                let y = unsafe { y.slice(task * d * TASK_ROWS, x.len()) };
+                for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                    normalize(x, weight, self.eps, y);
+                }
+            });
+        };
+        // SAFETY: the tasks cover every row, and a row is `d` elements, as was just asked.
+        let y = unsafe { output::build(x.len(), fill) };
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 

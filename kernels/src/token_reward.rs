@@ -23,8 +23,10 @@ const ROWS: usize = 1024;
 const CHUNK: usize = 2048;
 /// Tasks that a thread should have at least.
 const TASKS: usize = 2;
-/// Columns consumed at once; their panels stay in L2 while the rows pass by.
+/// Most columns consumed at once.
 const COLUMNS: usize = 256;
+/// Elements of the weight consumed at once, where a panel has no more: they stay in L2 while the rows pass by.
+const ELEMENTS: usize = 80 << 10;
 
 /// Per row of `hidden`, `[N]` each, f32.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -131,8 +133,9 @@ fn walk(rows: &Rows<'_>, weight: &Panels, some: Range<usize>, targets: &[u32], b
     let mut tile = Tile::new();
     let mut logits = [0.0f32; MAX_ROWS * COLUMNS];
     let end = (begin + CHUNK).min(weight.out_dim());
-    for first in (begin..end).step_by(COLUMNS) {
-        let columns = COLUMNS.min(end - first);
+    let step = (ELEMENTS / weight.in_dim().max(1) / WIDTH * WIDTH).clamp(WIDTH, COLUMNS);
+    for first in (begin..end).step_by(step) {
+        let columns = step.min(end - first);
         let panels = first / WIDTH..(first + columns).div_ceil(WIDTH);
         multiplier.load(panels.clone());
         for start in some.clone().step_by(tile_rows) {
@@ -140,11 +143,11 @@ fn walk(rows: &Rows<'_>, weight: &Panels, some: Range<usize>, targets: &[u32], b
             for (p, panel) in panels.clone().enumerate() {
                 multiplier.tile(panel, start, count, &mut tile);
                 for i in 0..count {
-                    logits[i * COLUMNS + p * WIDTH..][..WIDTH].copy_from_slice(tile.row(i));
+                    logits[i * step + p * WIDTH..][..WIDTH].copy_from_slice(tile.row(i));
                 }
             }
             for i in 0..count {
-                let row = &mut logits[i * COLUMNS..(i + 1) * COLUMNS];
+                let row = &mut logits[i * step..(i + 1) * step];
                 row[columns..].fill(f32::NEG_INFINITY); // the padded tail of the last panel is not vocabulary
                 let (max, sum, moment) = summarize(row);
                 let target = (targets[start + i] as usize).checked_sub(first).filter(|t| *t < columns);

@@ -26,6 +26,38 @@ impl<T: Copy> Output<T> {
     }
 }
 
+/// Rows of `width` elements, `stride` apart: what one task writes of a matrix.
+pub(crate) struct Block {
+    output: Output,
+    start: usize,
+    stride: usize,
+    width: usize,
+}
+
+impl Output {
+    /// The block whose first row begins at `start`.
+    ///
+    /// # Safety
+    /// No other live slice or block may overlap its rows, and every element is written before it is read.
+    pub(crate) unsafe fn block(self, start: usize, stride: usize, width: usize) -> Block {
+        Block { output: self, start, stride, width }
+    }
+}
+
+impl Block {
+    /// Where row `i` begins in the output.
+    pub(crate) fn at(&self, i: usize) -> usize {
+        self.start + i * self.stride
+    }
+
+    /// Row `i`.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
+        // SAFETY: the block is its owner's alone, who has one row of it at a time.
+        unsafe { self.output.slice(self.at(i), self.width) }
+    }
+}
+
 /// A vector of `len` elements filled by `fill`, without zeroing it first: on large activations that pass over
 /// memory costs several per cent of the op.
 ///

@@ -36,13 +36,9 @@ pub(crate) fn product(
             multiplier.load(p..p + 1);
             for (start, count) in tiles {
                 multiplier.tile(p, start, count, tile);
-                for i in 0..count {
-                    let at = (start + i) * out + column;
-                    // SAFETY: each (row, panel) belongs to one task.
-                    let y = unsafe { y.slice(at, width) };
-                    let bias = bias.map(|bias| &bias[column..][..width]);
-                    store(tile.row(i), bias, residual.map(|r| &r[at..][..width]), y);
-                }
+                // SAFETY: each (row, panel) belongs to one task.
+                let y = unsafe { y.block(start * out + column, out, width) };
+                store(tile, count, bias.map(|bias| &bias[column..][..width]), residual, y);
             }
         });
     };
@@ -63,11 +59,11 @@ pub(crate) fn gated_product(x: &[f32], n: usize, weight: &Panels) -> Vec<f32> {
             multiplier.load(p..p + 1);
             for (start, count) in tiles {
                 multiplier.tile(p, start, count, tile);
+                // SAFETY: each (row, panel) belongs to one task.
+                let mut y = unsafe { y.block(start * m + column, m, width) };
                 for i in 0..count {
-                    // SAFETY: each (row, panel) belongs to one task.
-                    let y = unsafe { y.slice((start + i) * m + column, width) };
-                    let (gate, up) = tile.row(i).split_at(width);
-                    swiglu::gate(gate, up, y);
+                    let (gates, ups) = tile.row(i).split_at(width);
+                    swiglu::gate(gates, ups, y.row(i));
                 }
             }
         });
@@ -111,18 +107,23 @@ fn task(tiles: usize, panels: usize, wanted: usize) -> (usize, usize) {
 }
 
 multiversion! {
-    /// A tile's row with what is added to it; its tail may be padding.
-    fn store(row: &[f32; WIDTH], bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
-        let mut sum = *row;
-        for part in [bias, residual].into_iter().flatten() {
-            match <&[f32; WIDTH]>::try_from(part) {
-                Ok(part) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
-                Err(_) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+    /// A tile's rows with what is added to them; their tails may be padding.
+    fn store(tile: &Tile, rows: usize, bias: Option<&[f32]>, residual: Option<&[f32]>, y: output::Block) {
+        let mut y = y;
+        for i in 0..rows {
+            let at = y.at(i);
+            let y = y.row(i);
+            let mut sum = *tile.row(i);
+            for part in [bias, residual.map(|residual| &residual[at..][..y.len()])].into_iter().flatten() {
+                match <&[f32; WIDTH]>::try_from(part) {
+                    Ok(part) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+                    Err(_) => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+                }
             }
-        }
-        match <&mut [f32; WIDTH]>::try_from(&mut *y) {
-            Ok(y) => *y = sum,
-            Err(_) => y.copy_from_slice(&sum[..y.len()]),
+            match <&mut [f32; WIDTH]>::try_from(&mut *y) {
+                Ok(y) => *y = sum,
+                Err(_) => y.copy_from_slice(&sum[..y.len()]),
+            }
         }
     }
 }
