@@ -11,6 +11,9 @@ use crate::cpu::isa::{Isa, multiversion};
 use crate::cpu::tile::{Line, MAX_ROWS, Tile, WIDTH, floats_mut, multiply};
 use crate::cpu::{math, output};
 
+/// Tasks that a thread should have at least.
+const TASKS: usize = 4;
+
 /// A run of queries of one segment: rows `row .. row + len` of `qkv`, at positions `position ..`.
 pub(super) struct Queries<'a> {
     /// Where the keys they see lie.
@@ -46,7 +49,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// At most `QUERIES` queries for one key/value head.
+/// At most [`QUERIES`] queries for one key/value head.
 struct Task<'a> {
     chain: &'a Chain,
     row: usize,
@@ -64,15 +67,16 @@ pub(super) fn forward(
     heads: Heads,
 ) -> (Vec<f32>, Vec<f32>) {
     let (mut tasks, mut covered) = (Vec::new(), 0);
+    let most = positions(queries, heads);
     for q in queries {
         assert!(q.row == covered, "queries from row {}, after {covered}", q.row);
         covered += q.len;
-        for offset in (0..q.len).step_by(QUERIES) {
+        for offset in (0..q.len).step_by(most) {
             for kv_head in 0..heads.kv {
                 tasks.push(Task {
                     chain: q.chain,
                     row: q.row + offset,
-                    len: QUERIES.min(q.len - offset),
+                    len: most.min(q.len - offset),
                     position: q.position + offset,
                     kv_head,
                 });
@@ -95,6 +99,15 @@ pub(super) fn forward(
     // SAFETY: as above.
     let out = unsafe { output::build(n * heads.q * heads.dim, fill) };
     (out, logsumexp)
+}
+
+/// Query positions of a task: [`QUERIES`], or fewer where there would be too few tasks for the threads, though no fewer than
+/// repay that each packs its keys.
+fn positions(queries: &[Queries<'_>], heads: Heads) -> usize {
+    let tasks = |positions| heads.kv * queries.iter().map(|q| q.len.div_ceil(positions)).sum::<usize>();
+    let wanted = TASKS * rayon::current_num_threads();
+    let some = [QUERIES, QUERIES / 2, QUERIES / 4];
+    some.into_iter().find(|positions| tasks(*positions) >= wanted).unwrap_or(QUERIES / 4)
 }
 
 /// One thread's working memory, O(head_dim), whatever the sequence length.

@@ -24,7 +24,7 @@ use forward::{Queries, Store};
 
 /// Key positions of one block.
 const KEYS: usize = 64;
-/// Query positions of one task.
+/// Most query positions of one task.
 const QUERIES: usize = 64;
 
 /// A run of tokens computed once: rows `start .. start + len` of the packed batch, at positions `position ..`.
