@@ -33,9 +33,10 @@ pub(crate) enum Dtype {
     /// Half the memory. The CPU holds weights in it and computes in f32.
     Bf16,
     F16,
-    /// One byte a weight of the layers, a quarter of the memory. The CPU multiplies in integers, a GPU in bf16.
+    /// One byte a weight of the layers, a quarter of the memory; a vocabulary head has two on the CPU. The CPU multiplies in
+    /// integers, a GPU in bf16.
     Int8,
-    /// A vocabulary head too, and an embedding that is the same matrix; on the CPU.
+    /// One byte for that head too, and for an embedding that is the same matrix; on the CPU.
     Int8All,
 }
 
