@@ -1,5 +1,5 @@
-//! A weight in 16-bit codes as they are multiplied by, with a scale for each output: half the memory of f32, the integers' rate
-//! and about f16's error. For a vocabulary head, whose rounding would show in every logit.
+//! A weight in 16-bit codes as they are multiplied by, with a scale for each output: half the memory of f32, and the integers'
+//! rate. For a vocabulary head, whose rounding shows in every logit.
 
 use rayon::prelude::*;
 
