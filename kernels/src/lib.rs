@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`reference`]: every op in plain f64, the truth the tests compare with.
-//! - [`weights`]: what weights are held in: f32, halves, or a byte an element.
+//! - [`weights`]: what weights are held in: floats, or codes of one byte or two.
 //! - [`panels`]: a weight matrix packed once for the multiply; [`linear()`] multiplies by it.
 //! - [`rms_norm()`], [`rope`], [`swiglu()`]: the small ops between the multiplies, one pass over memory each; [`gates`]: SwiGLU as
 //!   a multiply's last step.
@@ -15,7 +15,7 @@
 //!   whatever the device, and the ops on them.
 //! - `cuda`, behind the feature of that name: the CUDA faces and their kernels.
 //! - [`mmap`]: files as read-only memory. [`memory`]: the allocator. [`threads`]: candle's, kept out of the way.
-//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tiles in f32 and int8, `exp`.
+//! - `cpu/`: what the CPU faces share: instruction-set choice, the multiply and its inner tiles in f32 and integers, `exp`.
 //!
 //! Ops have a backward for candle's autograd. Its sums over rows run in a fixed order too, so that a training run can
 //! be repeated bit for bit.

@@ -231,6 +231,7 @@ impl<'a> Loader<'a> {
         with_bias: bool,
     ) -> Result<Projection, CheckpointError> {
         let parts = ["gate_proj", "up_proj"];
+        // One multiply with its SwiGLU adds no bias, has no way back, and is the CPU's.
         if with_bias || self.method.is_some() || !self.device.is_cpu() {
             return self.projection(prefix, &parts.map(|part| (part, outputs)), input, with_bias);
         }
