@@ -7,7 +7,7 @@ using namespace check;
 
 struct Plain {
     static constexpr const char* NAME = "attention";
-    static constexpr int ROWS = 32;
+    static constexpr int THREADS = 128, ROWS = 32;
     static constexpr bool ROUNDS = false;
     static size_t shared_bytes(int dim) { return 4 * (32 * dim + 32 * (dim + 4) + 32 * 32); }
     template <class T> static auto symbol() { return KERNEL_FOR(T, attention); }

@@ -1,5 +1,5 @@
-// What the tests of attention and attention_mma share. A kernel is a type that says its symbol for T, its name, how
-// many rows it takes at once, its shared memory, and whether it rounds weights to T.
+// What the tests of attention and attention_mma share. A kernel is a type that says its symbol for T, its name, its
+// threads, how many rows it takes at once, its shared memory, and whether it rounds weights to T.
 //
 // Bounds: a score's error ε moves its weight by the factor e^ε, and the sum of the weights as well: 2ε of Σ p|v|. The
 // sums over keys add F32 for each key; the output is rounded to T. Weights rounded to T before their multiply: T's
@@ -13,7 +13,7 @@ template <class Kernel, class T>
 std::vector<T> outputs(const Forest& forest, const Heads& heads, const std::vector<T>& qkv,
                        const std::vector<T>& kept) {
     std::vector<T> out(forest.n * heads.q * heads.dim, T(NAN));
-    host::launch(dim3(forest.tasks.size(), heads.kv), 128, Kernel::shared_bytes(heads.dim), [&] {
+    host::launch(dim3(forest.tasks.size(), heads.kv), Kernel::THREADS, Kernel::shared_bytes(heads.dim), [&] {
         Kernel::template symbol<T>()(qkv.data(), kept.data(), forest.tasks.data(), forest.key_rows.data(), out.data(),
                                      forest.n, heads.q, heads.kv, heads.dim, heads.window);
     });

@@ -70,12 +70,12 @@ race='SUMMARY: ThreadSanitizer: data race'
 job planted thread rows common.cuh '/if (lane_id() == 0) sums/{n;d}' "$race"
 job planted thread rows common.cuh '/before the next call/d' "$race"
 job planted thread attention attention.cu '/gather(a, block, 0, tile)/{n;d}' "$race"
-job planted thread attention_mma attention_mma.cu '/the values are here/d' "$race"
+job planted thread attention_mma attention_mma.cu '/the block is here/d' "$race"
 overflow='SUMMARY: AddressSanitizer: heap-buffer-overflow'
 job planted "$addresses" rows common.cuh 's|i < length / W;|i <= length / W;|' "$overflow"
 job planted "$addresses" attention_mma attention_mma.cu 's/STRIDE = D + 8/STRIDE = D + 16/' "$overflow"
 job planted "$addresses" rows common.cuh 's/length % W == 0 && stride % W == 0/length >= W/' 'misaligned address'
-job planted '' attention_mma attention_mma.cu '/cp_async_wait/{N;s/.*\n\(.*the keys are here\)/\1/}' FAILED
+job planted '' attention_mma attention_mma.cu '/cp_async_wait/{N;s/.*\n\(.*the block is here\)/\1/}' 'before its copies'
 job planted '' attention_mma attention_mma.cu 's/^    __syncthreads/    if (warp_id() == 0) __syncthreads/' diverged
 job planted thread token_reward token_reward_mma.cu '/the next stage is there/d' "$race"
 job planted thread token_reward logits_reduce.cu '/__syncthreads/d' "$race"

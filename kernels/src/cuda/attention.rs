@@ -11,10 +11,8 @@ use super::matrix::Matrix;
 use crate::attention::{BLOCK, Segment, chain, check_order, rows};
 use crate::weights::Float;
 
-/// Threads of a block, as the kernels are compiled.
-const THREADS: usize = 128;
-/// Rows (queries times heads that share a key) that a block takes at a time.
-const TASK_ROWS: usize = 64;
+/// Rows (queries times heads that share a key) that a block takes: as many as `attention_mma` has at once.
+const TASK_ROWS: usize = 128;
 /// Numbers of an `AttentionTask`.
 const TASK: usize = 4;
 
@@ -217,13 +215,13 @@ pub fn forest_attention(
     let grid = (count, kv_heads, 1);
     match qkv.dtype != Float::F32 && head.is_multiple_of(16) && head <= 128 {
         true => {
-            let shared = 4 * 64 * (head + 8) + 8 * 64;
-            launch!(&qkv.gpu, "attention_mma", Some(qkv.dtype), grid, THREADS, shared;
+            let shared = 512 * (head + 8) + 1024;
+            launch!(&qkv.gpu, "attention_mma", Some(qkv.dtype), grid, 256, shared;
                 &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
         }
         false => {
             let shared = 4 * (32 * head + 32 * (head + 4) + 32 * 32);
-            launch!(&qkv.gpu, "attention", Some(qkv.dtype), grid, THREADS, shared;
+            launch!(&qkv.gpu, "attention", Some(qkv.dtype), grid, 128, shared;
                 &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
         }
     }

@@ -81,6 +81,18 @@ template <int W, class Each> __device__ void for_columns(int length, Each each, 
     }
 }
 
+// 2^x for x ≤ 0, 0 where that is below the smallest normal number. One instruction.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDA_ARCH__
+    float e;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
+    return e;
+#else
+    const float e = exp2f(x);
+    return e < 0x1p-126f ? 0.0f : e;
+#endif
+}
+
 // --- Warps and blocks ---
 
 constexpr int WARP = 32;

@@ -50,17 +50,7 @@ __device__ inline RowState merge(const RowState& a, const RowState& b) {
 __device__ inline float at_least(float low, float x) { return x < low ? low : x; }
 
 // e^x for x ≤ 0, 0 where that is below the smallest normal number. One instruction and a multiply.
-__device__ inline float exp_fast(float x) {
-    constexpr float LOG2_E = 1.44269504f;
-#ifdef __CUDA_ARCH__
-    float e;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * LOG2_E));
-    return e;
-#else
-    const float e = exp2f(x * LOG2_E);
-    return e < 0x1p-126f ? 0.0f : e;
-#endif
-}
+__device__ inline float exp_fast(float x) { return exp2_fast(x * 1.44269504f); }
 
 // The sums of COUNT logits, `logit(i)`, in each of LANES neighbouring lanes together; every one of the lanes gets
 // it. A logit of −∞ is not there; one that is not a number makes the sum so.

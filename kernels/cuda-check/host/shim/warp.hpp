@@ -44,3 +44,10 @@ template <class V> V __shfl_down_sync(unsigned mask, V value, int offset) {
     const int from = host::lane() + offset;
     return host::shuffle("__shfl_down_sync", mask, value, from < host::LANES ? from : host::lane());
 }
+
+inline bool __any_sync(unsigned mask, bool value) {
+    host::require(mask == 0xffffffffu, "a collective of some lanes");
+    bool any = false;
+    for (const host::Slot& slot : host::exchange("__any_sync", host::slot_of(value))) any |= host::value_of<bool>(slot);
+    return any;
+}
