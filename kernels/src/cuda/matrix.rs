@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor, bail};
-use cudarc::driver::CudaSlice;
+use candle_core::{DType, Result, Storage, Tensor, bail};
+use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::{bf16, f16};
 
 use super::error::GpuError;
@@ -45,13 +45,27 @@ impl Matrix {
         let mut matrix = Self::uninit(gpu, rows, columns, dtype)?;
         let mut at = 0;
         for tensor in tensors {
-            let bytes = bytes(tensor, dtype)?;
-            let mut to = matrix.data.slice_mut(at..at + bytes.len());
-            gpu.stream.memcpy_htod(&bytes, &mut to).map_err(GpuError::from)?;
-            at += bytes.len();
+            at += matrix.fill(at, &tensor.to_dtype(dtype.dtype())?)?;
         }
         gpu.synchronize()?; // the host's copies may go now
         Ok(matrix)
+    }
+
+    /// Queues a copy of all elements of `tensor` to byte `at`; how many bytes they are.
+    fn fill(&mut self, at: usize, tensor: &Tensor) -> Result<usize> {
+        let tensor = tensor.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("matrix: a CPU tensor expected, got {tensor:?}");
+        };
+        let bytes = match self.dtype {
+            Float::F32 => bytes(&storage.as_slice::<f32>()?[start..end]),
+            Float::F16 => bytes(&storage.as_slice::<f16>()?[start..end]),
+            Float::BF16 => bytes(&storage.as_slice::<bf16>()?[start..end]),
+        };
+        let mut to = self.data.slice_mut(at..at + bytes.len());
+        self.gpu.stream.memcpy_htod(bytes, &mut to).map_err(GpuError::from)?;
+        Ok(bytes.len())
     }
 
     /// To be written by what is queued next.
@@ -128,12 +142,8 @@ impl Vector {
     }
 }
 
-/// The elements as `dtype`, in memory order.
-fn bytes(tensor: &Tensor, dtype: Float) -> Result<Vec<u8>> {
-    let tensor = tensor.to_dtype(dtype.dtype())?.flatten_all()?;
-    Ok(match dtype {
-        Float::F32 => tensor.to_vec1::<f32>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
-        Float::F16 => tensor.to_vec1::<f16>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
-        Float::BF16 => tensor.to_vec1::<bf16>()?.iter().flat_map(|x| x.to_ne_bytes()).collect(),
-    })
+/// What numbers are made of.
+fn bytes<T: DeviceRepr>(numbers: &[T]) -> &[u8] {
+    // SAFETY: plain numbers, all of whose bytes are written; u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
