@@ -198,10 +198,16 @@ fn token_reward_in_all_forms() {
             for form in Form::available(&weight) {
                 let found = cuda::token_reward(&hidden, &weight, &plan.ids(), form).unwrap();
                 let what = format!("{form:?} {n}x{d}x{v}");
-                let each = [&found.logit, &found.logsumexp, &found.max, &found.entropy];
-                for (i, found) in each.into_iter().enumerate() {
-                    let expected: Vec<f64> = expected.iter().map(|e| e[i]).collect();
-                    close(&what, Float::F32, found, &expected);
+                // Relative to what is summed up in the row's logits, where every error begins.
+                let found = [&found.logit, &found.logsumexp, &found.max, &found.entropy];
+                for (row, e) in expected.iter().enumerate() {
+                    let (h, w) = (&h[row * d..][..d], &w[targets[row] as usize * d..][..d]);
+                    let size: f32 = h.iter().zip(w).map(|(h, w)| (h * w).abs()).sum();
+                    let bound = 2e-5 * f64::from(size).max(e[1].abs()).max(1.0);
+                    for (i, found) in found.iter().enumerate() {
+                        let (f, e) = (f64::from(found[row]), e[i]);
+                        assert!((f - e).abs() <= bound, "{what}, {dtype:?} [{row}][{i}]: {f}, expected {e}");
+                    }
                 }
             }
         }

@@ -43,13 +43,14 @@ fn as_on_the_cpu() {
     let batch = batch();
     for name in FIXTURES {
         let cpu = RewardModel::load(&fixture(name)).unwrap().score(&batch).unwrap();
-        // f32 as the contract has it; the others within 3e-2 of the results' scale.
+        // f32 as the contract has it; of the others the largest and the mean difference, in parts of the largest result.
+        // PyTorch's own bf16 is off by up to 6 % and 0.5 % here, its f16 by 1 % and 0.06 %.
         let plain = |dtype| Weights { dtype, int8: Int8::Nothing };
-        for (weights, absolute, of_scale) in [
-            (plain(Float::F32), 2e-4, 1e-4),
-            (plain(Float::F16), 0.0, 3e-2),
-            (plain(Float::BF16), 0.0, 3e-2),
-            (Weights { dtype: Float::BF16, int8: Int8::Layers }, 0.0, 6e-2),
+        for (weights, most, mean) in [
+            (plain(Float::F32), 1e-4, 1e-5),
+            (plain(Float::F16), 0.015, 0.001),
+            (plain(Float::BF16), 0.08, 0.006),
+            (Weights { dtype: Float::BF16, int8: Int8::Layers }, 0.15, 0.015),
         ] {
             let placement = Placement::on(Device::Cuda(gpu.clone(), weights));
             let model = RewardModel::load_on(&fixture(name), &placement).unwrap();
@@ -57,17 +58,22 @@ fn as_on_the_cpu() {
             // What was cached is read from the device's pools.
             let cached = || model.score_cached(&batch, &cache).unwrap();
             for there in [model.score(&batch).unwrap(), cached(), cached()] {
-                let (expected, found) = (all(&cpu), all(&there));
-                assert_eq!(expected.len(), found.len());
-                let scale = expected.iter().fold(1.0f32, |scale, x| scale.max(x.abs()));
-                for (e, f) in expected.iter().zip(&found) {
-                    let bound = f32::max(absolute, of_scale * scale);
-                    assert!((e - f).abs() <= bound, "{name}, {weights:?}: {f}, expected {e} within {bound}");
-                }
+                let (found_most, found_mean) = difference(&all(&cpu), &all(&there));
+                eprintln!("{name}, {weights}: {found_most:.5} at most, {found_mean:.5} in the mean");
+                assert!(found_most <= most && found_mean <= mean, "{name}, {weights}");
             }
             assert!(cache.stats().hit_tokens > 0);
         }
     }
+}
+
+/// The largest and the mean difference, in parts of the largest value.
+fn difference(expected: &[f32], found: &[f32]) -> (f32, f32) {
+    assert_eq!(expected.len(), found.len());
+    let scale = expected.iter().fold(1.0f32, |scale, x| scale.max(x.abs()));
+    let differences: Vec<f32> = expected.iter().zip(found).map(|(e, f)| (e - f).abs() / scale).collect();
+    assert!(differences.iter().all(|d| d.is_finite()));
+    (differences.iter().copied().fold(0.0, f32::max), differences.iter().sum::<f32>() / expected.len() as f32)
 }
 
 fn all(scores: &BatchScores) -> Vec<f32> {
