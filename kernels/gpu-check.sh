@@ -27,8 +27,8 @@ CUDA_HOME=$(kernels/cuda-check/toolkit.sh) || stop "no CUDA toolkit is there, an
 export CUDA_HOME LD_LIBRARY_PATH="$CUDA_HOME/lib64:$CUDA_HOME/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 "$CUDA_HOME/bin/nvcc" --version | grep release
 # The names that cudarc looks for.
-loads libcublasLt.so || loads libcublasLt.so.12 ||
-  stop "libcublasLt is not there: a toolkit has it, so has PyPI's nvidia-cublas-cu12 (for LD_LIBRARY_PATH)"
+loads libcublasLt.so || loads libcublasLt.so.13 || loads libcublasLt.so.12 ||
+  stop "libcublasLt is not there: a toolkit has it, so has PyPI's nvidia-cublas (for LD_LIBRARY_PATH)"
 
 try cargo test -p qrm-kernels --features cuda
 try cargo test -p qrm-model --features cuda
@@ -46,13 +46,19 @@ else
 fi
 
 # Timings say little without the clocks that they were taken at.
-clocks=$(mktemp)
+scratch=$(mktemp -d)
+clocks=$scratch/clocks
 nvidia-smi --format=csv --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --id=0 --loop=1 >"$clocks" &
 sampler=$!
-trap 'kill "$sampler" 2>/dev/null || true; rm -f "$clocks"' EXIT
+trap 'kill "$sampler" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 try cargo run --release -p qrm-benches --features cuda -- cuda
 if "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
   try "$python" kernels/cuda-check/torch_baseline.py
+  if "$python" -c 'import transformers' 2>/dev/null; then
+    try "$python" kernels/cuda-check/torch_model.py "$scratch" --size 1b
+    decoder=(cargo run --release -p qrm-benches --features cuda -- decoder --device cuda:0 --max-batch-tokens 16384)
+    try "${decoder[@]}" --model "$scratch/model" --input "$scratch/work.jsonl" --dtype bf16
+  fi
 else
   say "$python has no torch that finds the card (PYTHON names another): skipped"
 fi

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use qrm_kernels::{Device, Weights};
+use qrm_kernels::Weights;
 use qrm_model::forest::Forest;
 use qrm_model::{Placement, PrefixCache, RewardKind, RewardModel, Trajectory};
 use serde::Deserialize;
 
+use crate::device;
 use crate::machine::{peak_mib, pool, sgemm_gflops};
 
 #[derive(clap::Args)]
@@ -35,14 +36,19 @@ pub(crate) struct Args {
     /// What weights are held in: f32, f16, bf16, int8, int8-all.
     #[arg(long, default_value = "f32")]
     dtype: Weights,
+    /// Where it is computed: cpu, or cuda:0.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Writes the rewards here, a row `{"log_phi": [...]}` for each of the input.
     #[arg(long)]
     rewards: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let placement = Placement::on(Device::cpu(args.dtype));
+    let placement = Placement::on(device::open(&args.device, args.dtype)?);
+    let start = Instant::now();
     let model = RewardModel::load_on(&args.model, &placement)?;
+    println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     let loaded = peak_mib();
     let (work, expected) = match &args.input {
         Some(path) => read(path)?,

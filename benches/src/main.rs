@@ -7,6 +7,7 @@ mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod decoder;
+mod device;
 mod fronts;
 mod load;
 mod machine;
@@ -43,7 +44,7 @@ enum Bench {
     Fronts(fronts::Args),
     /// The CUDA ops on the first GPU.
     #[cfg(feature = "cuda")]
-    Cuda,
+    Cuda(cuda::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -57,6 +58,6 @@ fn main() -> anyhow::Result<()> {
         Bench::Load(args) => load::run(&args),
         Bench::Fronts(args) => fronts::run(&args),
         #[cfg(feature = "cuda")]
-        Bench::Cuda => cuda::run(),
+        Bench::Cuda(args) => cuda::run(&args),
     }
 }
