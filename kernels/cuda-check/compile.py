@@ -53,6 +53,7 @@ FIGURES = ["registers", "shared", "stack", "spilled", *INSTRUCTIONS]
 RULES = [
     (r"(token_reward|attention)_mma_", TARGETS, ["HMMA", "LDSM", "LDGSTS"]),
     (r"token_reward_wgmma_", ["sm_90a"], ["HGMMA", "UTMALDG"]),
+    (r"attention_wgmma_", ["sm_90a"], ["HGMMA", "LDGSTS"]),
     (r"(embed|rms_norm|swiglu|keys_values|dequantize|token_logits_backward)_", TARGETS, ["LDG", "STG"]),
     (r"(row_dot|logits_reduce)_", TARGETS, ["LDG"]),
 ]

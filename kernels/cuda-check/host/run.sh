@@ -81,6 +81,10 @@ job planted thread token_reward token_reward_mma.cu '/the next stage is there/d'
 job planted thread token_reward logits_reduce.cu '/__syncthreads/d' "$race"
 job planted thread token_reward_wgmma token_reward_wgmma.cu '/wgmma_wait<1>/d' "$race"
 job planted thread token_reward_wgmma token_reward_wgmma.cu '/wait(shared.full/d' "$race"
+job planted thread attention_wgmma attention_wgmma.cu '/wait(shared.full/d' "$race"
+job planted thread attention_wgmma attention_wgmma.cu '/wait(shared.empty/d' "$race"
+job planted '' attention_wgmma attention_wgmma.cu 's/LATE>();/LATE + 1>();/' FAILED
+job planted '' attention_wgmma attention_wgmma.cu 's/j \* 16 \* 128/j * 8 * 128/' FAILED
 job planted "$addresses" token_reward token_reward_mma.cu 's/first + row < rows && //' "$overflow"
 job planted '' token_reward token_reward_mma.cu 's/cp_async_wait<STAGES - 2>/cp_async_wait<STAGES - 1>/' FAILED
 job planted '' token_reward_wgmma wgmma.cuh 's|eight_rows = 8|eight_rows = 4|' FAILED

@@ -6,18 +6,20 @@
 
 // --- Symbols ---
 
-// An `extern "C"` kernel NAME_SUFFIX for blocks of at most `threads`, which calls the template NAME<T>. T stands for
-// the type in `parameters` as well.
-#define KERNEL_OF(suffix, type, name, threads, parameters, arguments)                                                \
+// An `extern "C"` kernel NAME_SUFFIX within launch bounds, which calls the template NAME<T>. T stands for the type in
+// `parameters` as well.
+#define KERNEL_OF(suffix, type, name, bounds, parameters, arguments)                                                 \
     namespace suffix {                                                                                               \
     using T = type;                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(threads) name##_##suffix parameters { name<T> arguments; }          \
+    extern "C" __global__ void __launch_bounds__ bounds name##_##suffix parameters { name<T> arguments; }            \
     }
+#define KERNEL_16_BIT_WITHIN(name, bounds, parameters, arguments)                                                    \
+    KERNEL_OF(f16, __half, name, bounds, parameters, arguments)                                                      \
+    KERNEL_OF(bf16, __nv_bfloat16, name, bounds, parameters, arguments)
 #define KERNEL_16_BIT(name, threads, parameters, arguments)                                                          \
-    KERNEL_OF(f16, __half, name, threads, parameters, arguments)                                                     \
-    KERNEL_OF(bf16, __nv_bfloat16, name, threads, parameters, arguments)
+    KERNEL_16_BIT_WITHIN(name, (threads), parameters, arguments)
 #define KERNEL(name, threads, parameters, arguments)                                                                 \
-    KERNEL_OF(f32, float, name, threads, parameters, arguments)                                                      \
+    KERNEL_OF(f32, float, name, (threads), parameters, arguments)                                                    \
     KERNEL_16_BIT(name, threads, parameters, arguments)
 
 // --- T and f32 ---

@@ -67,6 +67,11 @@ __device__ inline void arrive(Barrier& barrier, unsigned rank) {
                  "}" ::"r"(shared_address(&barrier)), "r"(rank) : "memory");
 }
 
+// The same in this block.
+__device__ inline void arrive(Barrier& barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+
 // Returns once the phase of this parity is over.
 __device__ inline void wait(Barrier& barrier, unsigned parity) {
     asm volatile("{\n"
@@ -76,6 +81,9 @@ __device__ inline void wait(Barrier& barrier, unsigned parity) {
                  "@!over bra again;\n"
                  "}" ::"r"(shared_address(&barrier)), "r"(parity) : "memory");
 }
+
+// Before an arrival that says that this thread's copies by cp.async are done: wgmma reads by another way.
+__device__ inline void copies_are_seen() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- TMA ---
 
@@ -154,6 +162,49 @@ __device__ inline void wgmma<__nv_bfloat16>(float (&sum)[32][4], unsigned long l
 }
 #undef WGMMA_M64N256K16
 #undef SUM
+
+// --- The same with a left operand in registers and sums of 64 columns, several of them on their way at once ---
+
+// The registers of a sum are neither read nor written across this. Before the fence that comes before the first
+// multiply, and behind the wait for the last.
+template <int N> __device__ void hold(float (&sum)[N][4]) {
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[j][i])::"memory");
+}
+
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+template <int PENDING> __device__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+#define WGMMA_M64N64K16(type)                                                                                        \
+    asm volatile("{\n"                                                                                               \
+                 ".reg .pred add;\n"                                                                                 \
+                 "setp.ne.b32 add, %37, 0;\n"                                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                    \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                            \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                 \
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n"                                                      \
+                 "}"                                                                                                 \
+                 : SUM_16(0), SUM_16(4)                                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(ROWS_OF_K)))
+
+// sum [64, 64] = a [64, 16] · b, plus what it was if `add`. a is a warp's part of 16 rows each, as mma.m16n8k16 has it.
+// b by its descriptor: [64, 16]ᵀ as above, or with ROWS_OF_K [16, 64], 16 whole rows of a tile.
+template <class T> constexpr bool IS_HALF = false;
+template <> inline constexpr bool IS_HALF<__half> = true;
+template <class T, bool ROWS_OF_K>
+__device__ void wgmma_m64n64k16(float (&sum)[8][4], const unsigned (&a)[4], unsigned long long b, bool add) {
+    if constexpr (IS_HALF<T>) {
+        WGMMA_M64N64K16("f16");
+    } else {
+        WGMMA_M64N64K16("bf16");
+    }
+}
+#undef WGMMA_M64N64K16
 #undef SUM_16
 #undef SUM_4
 

@@ -60,8 +60,75 @@ template <class T> std::array<double, 16> described_row(unsigned long long descr
     return out;
 }
 
+// The same matrix with its rows along K: element (k, column) of 16 whole rows.
+template <class T> double described_column(unsigned long long descriptor, int k, int column) {
+    require(descriptor >> 62 == 1, "wgmma: a descriptor without 128-byte swizzle");
+    const unsigned start = (descriptor & 0x3fff) * 16, eight_rows = (descriptor >> 32 & 0x3fff) * 16;
+    const unsigned address = start + k / 8 * eight_rows + k % 8 * 128 + column * 2;
+    T element;
+    std::memcpy(&element, shared_origin() + (address ^ (address >> 7 & 7) << 4), 2);
+    return float(element);
+}
+
+// A thread's multiplies whose left operand is in registers, oldest first, and what their sums will be.
+struct RegisterMultiplies {
+    struct Sum {
+        float (*at)[4];
+        float values[8][4];
+        int pending;
+    };
+    struct Multiply {
+        float (*at)[4];
+        double a[2][16];
+        unsigned long long b;
+        bool add;
+        int group;
+        double (*element)(unsigned long long b, int k, int column);
+    };
+    std::vector<Sum> sums;
+    std::vector<Multiply> pending;
+
+    Sum& sum_at(float (*at)[4]) {
+        for (Sum& sum : sums)
+            if (sum.at == at) return sum;
+        sums.push_back({at, {}, 0});
+        std::memcpy(sums.back().values, at, sizeof(Sum::values));
+        std::memset(at, 0xff, sizeof(Sum::values));
+        return sums.back();
+    }
+
+    void push(const Multiply& m) {
+        ++sum_at(m.at).pending;
+        pending.push_back(m);
+    }
+
+    // Those of groups below `end`.
+    void finish(int end) {
+        size_t done = 0;
+        for (; done < pending.size() && pending[done].group < end; ++done) {
+            const Multiply& m = pending[done];
+            Sum& sum = sum_at(m.at);
+            for (int i = 0; i < 16; ++i) {
+                const int j = i / 2, c = i % 2, column = 8 * j + lane() % 4 * 2 + c;
+                double x[2] = {m.add ? sum.values[j][c] : 0.0f, m.add ? sum.values[j][2 + c] : 0.0f};
+                for (int k = 0; k < 16; ++k) {
+                    const double b = m.element(m.b, k, column);
+                    for (int half = 0; half < 2; ++half) x[half] += m.a[half][k] * b;
+                }
+                for (int half = 0; half < 2; ++half) sum.values[j][2 * half + c] = float(x[half]);
+            }
+            if (--sum.pending == 0) {
+                std::memcpy(sum.at, sum.values, sizeof(sum.values));
+                sums.erase(sums.begin() + (&sum - sums.data()));
+            }
+        }
+        pending.erase(pending.begin(), pending.begin() + done);
+    }
+};
+
 // A thread's multiplies on their way, oldest first, and what its sum will be.
 struct Multiplies {
+    RegisterMultiplies of_registers;
     struct Multiply {
         unsigned long long a, b;
         bool add;
@@ -128,6 +195,13 @@ inline void arrive(unsigned long long& barrier, unsigned rank) {
     host::barrier_move(there, 1, 0);
 }
 
+inline void arrive(unsigned long long& barrier) {
+    host::require_set(barrier);
+    host::barrier_move(&barrier, 1, 0);
+}
+
+inline void copies_are_seen() {}
+
 inline void wait(unsigned long long& barrier, unsigned parity) {
     host::require_set(barrier);
     host::barrier_wait(&barrier, parity);
@@ -170,4 +244,32 @@ template <class T> void wgmma(float (&sum)[32][4], unsigned long long a, unsigne
     if (m.pending.empty()) std::memcpy(m.sum, sum, sizeof(sum));
     std::memset(sum, 0xff, sizeof(sum));
     m.pending.push_back({a, b, add, m.groups, m.run<T>});
+}
+
+template <int N> void hold(float (&)[N][4]) {}
+inline void wgmma_fence() { host::mine().fenced = true; }
+template <int PENDING> void wgmma_wait() {
+    auto& m = host::mine();
+    m.of_registers.finish(m.groups - PENDING);
+    if (m.of_registers.pending.empty()) m.fenced = false;
+    host::warp_meetings[host::warp()].wait(host::LANES, "wgmma.wait_group", true);
+}
+
+template <class T, bool ROWS_OF_K>
+void wgmma_m64n64k16(float (&sum)[8][4], const unsigned (&a)[4], unsigned long long b, bool add) {
+    auto& m = host::mine();
+    host::require(m.fenced, "wgmma: registers were touched, and no fence came after");
+    const auto& lanes = host::exchange("wgmma", {a[0], a[1], a[2], a[3]});
+    host::RegisterMultiplies::Multiply multiply{sum, {}, b, add, m.groups, nullptr};
+    for (int half = 0; half < 2; ++half) {
+        for (int k = 0; k < 16; ++k) {
+            T pair[2];
+            std::memcpy(static_cast<void*>(pair), &lanes[host::lane() / 4 * 4 + k % 8 / 2].words[half + k / 8 * 2], 4);
+            multiply.a[half][k] = float(pair[k % 2]);
+        }
+    }
+    multiply.element = [](unsigned long long b, int k, int column) {
+        return ROWS_OF_K ? host::described_column<T>(b, k, column) : host::described_row<T>(b, column)[k];
+    };
+    m.of_registers.push(multiply);
 }
