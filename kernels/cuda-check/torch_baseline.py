@@ -1,8 +1,9 @@
-"""The token reward as PyTorch has it: logits of the whole vocabulary, log_softmax, gather, all in bf16.
+"""The token reward as PyTorch has it: logits of the whole vocabulary, log_softmax, gather, all in bf16; and attention.
 
-    python3 kernels/cuda-check/torch_baseline.py
+    python3 kernels/cuda-check/torch_baseline.py [--attention]
 
-As it stands and through torch.compile. Each is timed by events over several runs (the median counts), beside the bf16
+As it stands and through torch.compile. --attention is for scaled_dot_product_attention alone, causal, as it picks its
+backend. Each is timed by events over several runs (the median counts), beside the bf16
 multiply of the same shape, which no such computation can beat that writes its logits. Memory is the peak above the
 operands. FLOPs are those of the multiply.
 """
@@ -45,10 +46,24 @@ def measure(compute, operands):
     return statistics.median(times), (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
+def attention() -> None:
+    """Trajectories of one length, 32 query and 8 key/value heads of 128; FLOPs are those of the keys that are seen."""
+    for count, length in [(32, 256), (4, 2048), (1, 8192)]:
+        new = lambda heads: torch.randn(count, heads, length, 128, device="cuda", dtype=torch.bfloat16)
+        operands = new(32), new(8), new(8)
+        compute = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        ms, _ = measure(compute, operands)
+        flops = 4 * count * length * (length + 1) / 2 * 32 * 128
+        print(f"attention {count} x {length}: {ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s")
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         return print("torch finds no card", file=sys.stderr) or 1
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    attention()
+    if "--attention" in sys.argv[1:]:
+        return 0
     print(f"{'n':>6} {'d':>5} {'V':>7}  {'':<9} {'ms':>9} {'TFLOP/s':>8} {'of matmul':>9} {'peak MiB':>9}")
     for n, d, v in SHAPES:
         torch.manual_seed(0)
