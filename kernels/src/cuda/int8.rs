@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, bail};
 use cudarc::driver::CudaSlice;
+use rayon::prelude::*;
 
 use super::gpu::{Gpu, launch};
 use super::matrix::Matrix;
@@ -34,11 +35,15 @@ impl Int8 {
         let (mut data, mut scale) = (Vec::new(), Vec::new());
         for tensor in tensors {
             let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            for row in values.chunks_exact(columns) {
+            // On all cores, a row at a time.
+            let first = data.len();
+            data.resize(first + values.len(), 0);
+            let rows = values.par_chunks_exact(columns).zip(data[first..].par_chunks_exact_mut(columns));
+            scale.par_extend(rows.map(|(row, codes)| {
                 let by = step(row);
-                data.extend(row.iter().map(|x| (x / by).round() as i8));
-                scale.push(by);
-            }
+                codes.iter_mut().zip(row).for_each(|(code, x)| *code = (x / by).round() as i8);
+                by
+            }));
         }
         let rows = scale.len();
         let (data, scale) = (gpu.upload(&data)?, gpu.upload(&scale)?);

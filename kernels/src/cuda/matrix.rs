@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::error::GpuError;
 use super::gpu::Gpu;
@@ -45,7 +46,7 @@ impl Matrix {
         let mut matrix = Self::uninit(gpu, rows, columns, dtype)?;
         let mut at = 0;
         for tensor in tensors {
-            at += matrix.fill(at, &tensor.to_dtype(dtype.dtype())?)?;
+            at += matrix.fill(at, tensor)?;
         }
         gpu.synchronize()?; // the host's copies may go now
         Ok(matrix)
@@ -58,10 +59,20 @@ impl Matrix {
         let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
             bail!("matrix: a CPU tensor expected, got {tensor:?}");
         };
-        let bytes = match self.dtype {
-            Float::F32 => bytes(&storage.as_slice::<f32>()?[start..end]),
-            Float::F16 => bytes(&storage.as_slice::<f16>()?[start..end]),
-            Float::BF16 => bytes(&storage.as_slice::<bf16>()?[start..end]),
+        match (storage, self.dtype) {
+            (CpuStorage::F32(x), Float::F32) => self.put(at, &x[start..end]),
+            (CpuStorage::F32(x), Float::F16) => self.put(at, &narrowed(&x[start..end], f16::from_f32)),
+            (CpuStorage::F32(x), Float::BF16) => self.put(at, &narrowed(&x[start..end], bf16::from_f32)),
+            (CpuStorage::F16(x), Float::F16) => self.put(at, &x[start..end]),
+            (CpuStorage::BF16(x), Float::BF16) => self.put(at, &x[start..end]),
+            _ => self.fill(at, &tensor.to_dtype(self.dtype.dtype())?),
+        }
+    }
+
+    fn put<T: DeviceRepr>(&mut self, at: usize, numbers: &[T]) -> Result<usize> {
+        // SAFETY: plain numbers, all of whose bytes are written; u8 has no alignment.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers))
         };
         let mut to = self.data.slice_mut(at..at + bytes.len());
         self.gpu.stream.memcpy_htod(bytes, &mut to).map_err(GpuError::from)?;
@@ -142,8 +153,7 @@ impl Vector {
     }
 }
 
-/// What numbers are made of.
-fn bytes<T: DeviceRepr>(numbers: &[T]) -> &[u8] {
-    // SAFETY: plain numbers, all of whose bytes are written; u8 has no alignment.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+/// On all cores: a model has billions of them.
+fn narrowed<T: Send>(values: &[f32], narrow: fn(f32) -> T) -> Vec<T> {
+    values.par_iter().with_min_len(1 << 16).map(|x| narrow(*x)).collect()
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use qrm_kernels::mmap::{Mmap, map_file, release};
+use rayon::prelude::*;
 use safetensors::tensor::{Metadata, View, serialize_to_file};
 use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
@@ -183,8 +184,13 @@ pub(super) fn read_header(file: &[u8]) -> Result<(usize, Metadata), String> {
     Ok((size_of::<u64>() + length, metadata))
 }
 
+/// Numbers that a thread converts at once.
+const TASK: usize = 1 << 16;
+
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let (pairs, quads) = (bytes.as_chunks().0.iter(), bytes.as_chunks().0.iter());
+    // On all cores, as a file of many gigabytes is read so.
+    let (pairs, quads) = (bytes.as_chunks().0, bytes.as_chunks().0);
+    let (pairs, quads) = (pairs.par_iter().with_min_len(TASK), quads.par_iter().with_min_len(TASK));
     match dtype {
         Dtype::F32 => Some(quads.map(|b| f32::from_le_bytes(*b)).collect()),
         Dtype::F16 => Some(pairs.map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
