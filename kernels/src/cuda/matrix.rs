@@ -71,9 +71,8 @@ impl Matrix {
 
     fn put<T: DeviceRepr>(&mut self, at: usize, numbers: &[T]) -> Result<usize> {
         // SAFETY: plain numbers, all of whose bytes are written; u8 has no alignment.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers))
-        };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) };
         let mut to = self.data.slice_mut(at..at + bytes.len());
         self.gpu.stream.memcpy_htod(bytes, &mut to).map_err(GpuError::from)?;
         Ok(bytes.len())
