@@ -13,11 +13,12 @@
 
 namespace warpgroups {
 
-constexpr int WARPGROUP = 128, THREADS = 3 * WARPGROUP;
+constexpr int THREADS = 3 * WARPGROUP;
 constexpr int ROWS = 128, KEYS = 64, STAGES = 4;
 constexpr int WIDTH = 64;  // elements of a tile's row: 128 bytes
 constexpr int WARPS = WARPGROUP / WARP, CONSUMER_WARPS = 2 * WARPS;
 constexpr int LATE = 2;  // stages whose copies are on their way while the next one's are started
+using Stage = Place<STAGES>;
 
 struct Barriers {
     Barrier full[STAGES];   // the keys and values of a stage are there
@@ -29,15 +30,6 @@ template <class T, int D> struct Shared : Barriers {
     T values[STAGES][D / WIDTH][KEYS * WIDTH];
 };
 static_assert(sizeof(Shared<__half, 128>) + 1024 <= 227 << 10);
-
-// A place in the ring of stages; the parity tells one round from the next.
-struct Stage {
-    unsigned index = 0, parity = 0;
-    __device__ void advance() {
-        index = (index + 1) % STAGES;
-        parity ^= index == 0;
-    }
-};
 
 // The blocks of keys that some of rows first .. first + ROWS see.
 struct Blocks {
@@ -118,7 +110,8 @@ __device__ void multiply_values(Rows<D>& rows, Shared<T, D>& shared, const Stage
 }
 
 // The warp's queries as a multiply's left operand.
-template <class T, int D> __device__ void load_queries(const Attention<T>& a, Rows<D>& rows, int first, int count, int own) {
+template <class T, int D>
+__device__ void load_queries(const Attention<T>& a, Rows<D>& rows, int first, int count, int own) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const T* from = a.query(first + min(own + lane_id() / 4 + 8 * r, count - 1)) + lane_id() % 4 * 2;

@@ -13,10 +13,11 @@
 // Other targets compile this file to nothing.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int WARPGROUP = 128, THREADS = 3 * WARPGROUP;
+constexpr int THREADS = 3 * WARPGROUP;
 constexpr int ROWS = 128, COLUMNS = 256, DEPTH = 64, STAGES = 4;
 constexpr int BOX_ROWS = 128;
 constexpr int CONSUMER_WARPS = 2 * WARPGROUP / WARP;
+using Stage = Place<STAGES>;
 
 template <class T> struct alignas(1024) Shared {
     T hidden[STAGES][ROWS * DEPTH];
@@ -25,15 +26,6 @@ template <class T> struct alignas(1024) Shared {
     Barrier empty[STAGES];  // no consumer in the cluster reads them any more
 };
 static_assert(sizeof(Shared<__half>) + 1024 <= 227 << 10 && SPLIT % COLUMNS == 0);
-
-// A place in the ring of stages; the parity tells one round from the next.
-struct Stage {
-    unsigned index = 0, parity = 0;
-    __device__ void advance() {
-        index = (index + 1) % STAGES;
-        parity ^= index == 0;
-    }
-};
 
 template <class T>
 __device__ void produce(Shared<T>& shared, const CUtensorMap& hidden, const CUtensorMap& weight, int row,

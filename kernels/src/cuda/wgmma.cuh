@@ -17,8 +17,20 @@ __host__ __device__ constexpr unsigned long long descriptor(unsigned address) {
     return (address & 0x3ffff) >> 4 | 1ull << 16 | eight_rows << 32 | swizzle_128 << 62;
 }
 
+constexpr int WARPGROUP = 128;
+
 // In shared memory: how many arrivals and bytes the phase still waits for.
 using Barrier = unsigned long long;
+
+// A place in a ring of stages that are filled and emptied; the parity of its barriers' phase tells one round from the
+// next.
+template <int STAGES> struct Place {
+    unsigned index = 0, parity = 0;
+    __device__ void advance() {
+        index = (index + 1) % STAGES;
+        parity ^= index == 0;
+    }
+};
 
 #ifdef __CUDACC__
 
@@ -192,10 +204,11 @@ template <int PENDING> __device__ void wgmma_wait() {
                  : SUM_16(0), SUM_16(4)                                                                              \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(ROWS_OF_K)))
 
-// sum [64, 64] = a [64, 16] · b, plus what it was if `add`. a is a warp's part of 16 rows each, as mma.m16n8k16 has it.
-// b by its descriptor: [64, 16]ᵀ as above, or with ROWS_OF_K [16, 64], 16 whole rows of a tile.
 template <class T> constexpr bool IS_HALF = false;
 template <> inline constexpr bool IS_HALF<__half> = true;
+
+// sum [64, 64] = a [64, 16] · b, plus what it was if `add`. a is a warp's part of 16 rows each, as mma.m16n8k16 has
+// it. b by its descriptor: [64, 16]ᵀ as above, or with ROWS_OF_K [16, 64], 16 whole rows of a tile.
 template <class T, bool ROWS_OF_K>
 __device__ void wgmma_m64n64k16(float (&sum)[8][4], const unsigned (&a)[4], unsigned long long b, bool add) {
     if constexpr (IS_HALF<T>) {
