@@ -9,8 +9,9 @@ use super::cost::Cost;
 
 /// Tokens of the batch that brings the weights into memory and tells how long the others will take.
 const FIRST: usize = 64;
-/// Batches that are tried, tokens. A smaller one would cut groups apart.
-const TRIED: [usize; 4] = [512, 1024, 2048, 4096];
+/// Batches that are tried, tokens. A smaller one would cut groups apart. The largest are for GPUs: one reads 12 000 tokens of
+/// a model of 1.2 billion parameters in 50 ms.
+const TRIED: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16_384];
 /// A larger batch is worth it if it is faster by this.
 const FASTER: f64 = 1.03;
 /// Nobody minds waiting for a batch that is over sooner; a larger one is no worse then.
