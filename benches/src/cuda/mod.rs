@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use clap::ValueEnum;
 use half::bf16;
 use qrm_kernels::Float;
 use qrm_kernels::cuda::{Gpu, Matrix};
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     only: Vec<Part>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     TokenReward,
     Layer,
@@ -36,17 +37,12 @@ enum Part {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let gpu = Gpu::open(0)?;
     println!("{}, compute capability {:?}", gpu.name()?, gpu.capability());
-    let parts: [(Part, fn(&Arc<Gpu>) -> anyhow::Result<()>); 3] = [
-        (Part::TokenReward, token_reward::run),
-        (Part::Layer, layer::run),
-        (Part::Attention, attention::run),
-    ];
-    for (part, run) in parts {
-        if args.only.is_empty() || args.only.contains(&part) {
-            run(&gpu)?;
-        }
-    }
-    Ok(())
+    let picked = |part: &&Part| args.only.is_empty() || args.only.contains(part);
+    Part::value_variants().iter().filter(picked).try_for_each(|part| match part {
+        Part::TokenReward => token_reward::run(&gpu),
+        Part::Layer => layer::run(&gpu),
+        Part::Attention => attention::run(&gpu),
+    })
 }
 
 /// A bf16 matrix of noise on the host.
