@@ -58,14 +58,18 @@ try cargo run --release -p qrm-benches --features cuda -- cuda
 if "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
   try "$python" kernels/cuda-check/torch_baseline.py
   if "$python" -c 'import transformers' 2>/dev/null; then
+    # A checkpoint of 2.5 GB among the temporary files.
     try "$python" kernels/cuda-check/torch_model.py "$scratch" --size 1b
     decoder=(cargo run --release -p qrm-benches --features cuda -- decoder --device cuda:0 --max-batch-tokens 16384)
-    try "${decoder[@]}" --model "$scratch/model" --input "$scratch/work.jsonl" --dtype bf16
+    [ ! -e "$scratch/work.jsonl" ] ||
+      try "${decoder[@]}" --model "$scratch/model" --input "$scratch/work.jsonl" --dtype bf16
+  else
+    say "$python has no transformers: whole models skipped"
   fi
 else
   say "$python has no torch that finds the card (PYTHON names another): skipped"
 fi
-kill "$sampler"
+kill "$sampler" || true
 say "card 0 meanwhile, once a second: least and most"
 awk -F ', ' 'NR == 1 { split($0, name); next }
   NR == 2 { for (i = 1; i <= NF; i++) low[i] = high[i] = $i + 0 }

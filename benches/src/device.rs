@@ -13,11 +13,9 @@ pub(crate) fn open(name: &str, weights: Weights) -> anyhow::Result<Device> {
 #[cfg(feature = "cuda")]
 fn gpu(name: &str, weights: Weights) -> anyhow::Result<Device> {
     use anyhow::Context;
-    use qrm_kernels::{Float, Int8};
 
     let ordinal = name.strip_prefix("cuda:").context("a device is cpu or cuda:0")?.parse()?;
-    let dtype = if weights.int8 == Int8::Nothing { weights.dtype } else { Float::BF16 };
-    Ok(Device::Cuda(qrm_kernels::cuda::Gpu::open(ordinal)?, Weights { dtype, ..weights }))
+    Ok(Device::Cuda(qrm_kernels::cuda::Gpu::open(ordinal)?, weights.on_gpu()))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,11 +1,11 @@
-"""The token reward as PyTorch has it: logits of the whole vocabulary, log_softmax, gather, all in bf16; and attention.
+"""What PyTorch takes for the token reward, all in bf16: logits of the whole vocabulary, log_softmax, gather; and for attention.
 
     python3 kernels/cuda-check/torch_baseline.py [--attention]
 
-As it stands and through torch.compile. --attention is for scaled_dot_product_attention alone, causal, as it picks its
-backend. Each is timed by events over several runs (the median counts), beside the bf16
-multiply of the same shape, which no such computation can beat that writes its logits. Memory is the peak above the
-operands. FLOPs are those of the multiply.
+The token reward as it stands and through torch.compile, beside the bf16 multiply of the same shape, which no such
+computation can beat that writes its logits; FLOPs are those of the multiply, memory is the peak above the operands.
+Attention is causal scaled_dot_product_attention, as it picks its backend; --attention is for it alone. Each is timed by
+events over several runs, of which the median counts.
 """
 
 import statistics

@@ -2,9 +2,10 @@
 
     python3 kernels/cuda-check/torch_model.py DIR [--size 1b|8b] [--prompts 32] [--group 8]
 
-Makes DIR/model, a Llama of made-up weights in bf16, and DIR/work.jsonl, groups of responses below one prompt, and times the
-scoring of them: sorted by length, padded in batches, bf16, sdpa, the head on the response's positions alone. A row of
-the file carries the log φ that it found, so that the other's agreement is seen too. The median of the runs counts.
+Makes DIR/model, a Llama of made-up weights in bf16, and DIR/work.jsonl, groups of responses below one prompt, and
+times the scoring of them: sorted by length, padded in batches, bf16, sdpa, the head on the response's positions alone.
+A row of the file carries the log φ that it found, so that the other's agreement is seen too. The median of the runs
+counts.
 """
 
 import argparse

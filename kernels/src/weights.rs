@@ -118,6 +118,14 @@ impl fmt::Display for Weights {
 }
 
 impl Weights {
+    /// The same on a GPU, which widens int8 to bf16 before it multiplies.
+    pub fn on_gpu(self) -> Self {
+        match self.int8 {
+            Int8::Nothing => self,
+            Int8::Layers | Int8::All => Self { dtype: Float::BF16, ..self },
+        }
+    }
+
     /// Of the layers' projections.
     pub fn layers(self) -> Held {
         match self.int8 {

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use common::{noise, wide};
 use qrm_kernels::Float;
 use qrm_kernels::cuda::{self, Form, Gpu, Linear, Matrix, Plan, Rotation, Vector};
-use qrm_kernels::{RopeTable, Segment, reference};
+use qrm_kernels::{BLOCK, RopeTable, Segment, reference};
 
 const DTYPES: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
@@ -106,7 +106,10 @@ fn rope_and_attention() {
     let positions: Vec<u32> =
         segments.iter().flat_map(|s| s.position as u32..(s.position + s.len) as u32).collect();
     for dtype in DTYPES {
-        for (q_heads, kv_heads, head) in [(1, 1, 8), (6, 2, 24), (4, 4, 64), (8, 2, 128), (2, 1, 256)] {
+        // Heads of 8, 24, 256 and all of f32 go to the plain kernel, of 64 and 128 to that of warpgroups where there is one.
+        for (q_heads, kv_heads, head) in
+            [(1, 1, 8), (2, 1, 16), (6, 2, 24), (4, 4, 64), (4, 2, 96), (2, 1, 112), (8, 2, 128), (2, 1, 256)]
+        {
             let width = (q_heads + 2 * kv_heads) * head;
             let qkv = rounded(&noise(n * width, 6), dtype);
             let batch = cuda::Batch {
@@ -141,6 +144,87 @@ fn rope_and_attention() {
                     reference::forest_attention(&wide(&qkv), &segments, q_heads, kv_heads, head, window);
                 close("attention", dtype, &values(&found), &expected);
             }
+        }
+    }
+}
+
+/// More blocks of keys than a kernel holds at once, and more heads of a key than it has rows.
+#[test]
+fn long_attention() {
+    let Some(gpu) = gpu() else { return };
+    let long = [
+        Segment { start: 0, len: 610, parent: None, position: 0 },
+        Segment { start: 610, len: 45, parent: Some(0), position: 610 },
+    ];
+    let short = [Segment { start: 0, len: 3, parent: None, position: 0 }];
+    for dtype in DTYPES {
+        for (segments, (q_heads, kv_heads, head)) in [
+            (&long[..], (2, 1, 32)),
+            (&long[..], (2, 1, 64)),
+            (&long[..], (2, 1, 128)),
+            (&short[..], (131, 1, 32)),
+            (&short[..], (131, 1, 64)),
+        ] {
+            let n: usize = segments.iter().map(|s| s.len).sum();
+            let width = (q_heads + 2 * kv_heads) * head;
+            let qkv = rounded(&noise(n * width, 12), dtype);
+            let ids = vec![0u32; n];
+            let batch = cuda::Batch { ids: &ids, positions: &ids, segments, ..Default::default() };
+            let plan = Plan::new(&gpu, &batch, q_heads / kv_heads).unwrap();
+            let there = Matrix::upload(&gpu, &tensor(&qkv, &[n, width]), dtype).unwrap();
+            for window in [None, Some(100)] {
+                let found = cuda::forest_attention(&there, &plan, None, q_heads, kv_heads, window).unwrap();
+                let expected =
+                    reference::forest_attention(&wide(&qkv), segments, q_heads, kv_heads, head, window);
+                close("long attention", dtype, &values(&found), &expected);
+            }
+        }
+    }
+}
+
+/// The same bits whether a prompt is in the batch or was kept from another.
+#[test]
+fn attention_after_a_kept_prompt() {
+    let Some(gpu) = gpu() else { return };
+    let (prompt, answer) = (5 * BLOCK, 21);
+    // Where its blocks are kept.
+    let slots = [3, 0, 4, 2, 6];
+    for dtype in DTYPES {
+        for (q_heads, kv_heads, head) in [(6, 2, 24), (2, 1, 32), (4, 2, 64), (4, 1, 128)] {
+            let width = (q_heads + 2 * kv_heads) * head;
+            let qkv = rounded(&noise((prompt + answer) * width, 13), dtype);
+            let attend = |rows: &[f32], segments: &[Segment], slots: &[usize], pool: Option<&cuda::Pool>| {
+                let n = rows.len() / width;
+                let ids = vec![0u32; n];
+                let batch = cuda::Batch { ids: &ids, positions: &ids, segments, slots, ..Default::default() };
+                let plan = Plan::new(&gpu, &batch, q_heads / kv_heads).unwrap();
+                let there = Matrix::upload(&gpu, &tensor(rows, &[n, width]), dtype).unwrap();
+                values(&cuda::forest_attention(&there, &plan, pool, q_heads, kv_heads, None).unwrap())
+            };
+            let first = Segment { start: 0, len: prompt, parent: None, position: 0 };
+            let then = Segment { start: prompt, len: answer, parent: Some(0), position: prompt };
+            let whole = attend(&qkv, &[first.clone(), then.clone()], &[], None);
+
+            let (before, after) = qkv.split_at(prompt * width);
+            let ids = vec![0u32; prompt];
+            let rows = |i: usize| (i * BLOCK..(i + 1) * BLOCK).map(|row| row as u32).collect();
+            let keep: Vec<(usize, Vec<u32>)> =
+                slots.iter().enumerate().map(|(i, slot)| (*slot, rows(i))).collect();
+            let batch = cuda::Batch {
+                ids: &ids,
+                positions: &ids,
+                segments: std::slice::from_ref(&first),
+                keep: &keep,
+                ..Default::default()
+            };
+            let plan = Plan::new(&gpu, &batch, q_heads / kv_heads).unwrap();
+            let there = Matrix::upload(&gpu, &tensor(before, &[prompt, width]), dtype).unwrap();
+            let mut pool = cuda::pool(&gpu, 7, 2 * kv_heads * head, dtype).unwrap();
+            cuda::keep(&there, &plan, (q_heads, kv_heads), &mut pool).unwrap();
+
+            let kept = Segment { start: answer, ..first };
+            let found = attend(after, &[kept, Segment { start: 0, ..then }], &slots, Some(&pool));
+            assert_eq!(found, whole[prompt * q_heads * head..], "{dtype:?}, {q_heads}/{kv_heads} of {head}");
         }
     }
 }

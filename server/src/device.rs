@@ -142,8 +142,9 @@ impl Dtype {
     fn weights(self, is_cpu: bool) -> Weights {
         let weights: Weights = word(self).parse().unwrap_or_default(); // `auto` is no type
         match self {
-            Self::Auto | Self::Int8 | Self::Int8All if !is_cpu => Weights { dtype: Float::BF16, ..weights },
-            _ => weights,
+            _ if is_cpu => weights,
+            Self::Auto => Weights { dtype: Float::BF16, ..weights },
+            _ => weights.on_gpu(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use qrm_kernels::cuda::{self, Gpu, Linear, Matrix, Plan, Rotation, Vector};
-use qrm_kernels::{Float, RopeTable};
+use qrm_kernels::{BLOCK, Float, RopeTable};
 
 use super::{matrix, median, noise};
 
@@ -12,8 +12,6 @@ const D: usize = 4096;
 const M: usize = 14_336;
 const HEADS: (usize, usize) = (32, 8);
 const HEAD: usize = 128;
-/// Rows of a kept block.
-const BLOCK: usize = qrm_kernels::BLOCK;
 /// Tokens of a batch: a large one, and one that launches may bound.
 const BATCHES: [usize; 2] = [8192, 256];
 const TOGETHER: usize = 16;

@@ -7,7 +7,7 @@ use qrm_kernels::cuda::{self, Form, Gpu, Linear, Matrix, Plan};
 
 use super::{matrix, median, noise};
 
-/// n, d, V: response tokens of models of 7, 1 and 70 billion parameters, in large batches and in one answer.
+/// n, d, V: response tokens of Qwen3-8B, Llama-3.2-1B and Llama-3-70B, in large batches and in one answer.
 const SHAPES: [(&[usize], usize, usize); 3] =
     [(&[256, 2048, 8192], 4096, 151_936), (&[8192], 2048, 128_256), (&[2048], 8192, 128_256)];
 /// Columns of the multiply alone, whose outputs are to fit.

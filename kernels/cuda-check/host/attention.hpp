@@ -1,4 +1,4 @@
-// What the tests of attention and attention_mma share. A kernel is a type that says its symbol for T, its name, its
+// What the tests of the attention kernels share. A kernel is a type that says its symbol for T, its name, its
 // threads, how many rows it takes at once, its shared memory, and whether it rounds weights to T.
 //
 // Bounds: a score's error ε moves its weight by the factor e^ε, and the sum of the weights as well: 2ε of Σ p|v|. The

@@ -84,6 +84,7 @@ job planted thread token_reward_wgmma token_reward_wgmma.cu '/wait(shared.full/d
 job planted thread attention_wgmma attention_wgmma.cu '/wait(shared.full/d' "$race"
 job planted thread attention_wgmma attention_wgmma.cu '/wait(shared.empty/d' "$race"
 job planted '' attention_wgmma attention_wgmma.cu 's/LATE>();/LATE + 1>();/' FAILED
+job planted '' attention_wgmma attention_wgmma.cu '/copies_are_seen();/d' 'without a proxy fence'
 job planted '' attention_wgmma attention_wgmma.cu 's/j \* 16 \* 128/j * 8 * 128/' FAILED
 job planted "$addresses" token_reward token_reward_mma.cu 's/first + row < rows && //' "$overflow"
 job planted '' token_reward token_reward_mma.cu 's/cp_async_wait<STAGES - 2>/cp_async_wait<STAGES - 1>/' FAILED

@@ -11,7 +11,7 @@ use super::matrix::Matrix;
 use crate::attention::{BLOCK, Segment, chain, check_order, rows};
 use crate::weights::Float;
 
-/// Rows (queries times heads that share a key) that a block takes: as many as `attention_mma` has at once.
+/// Rows (queries times heads that share a key) that a block takes: as many as the kernels on tensor cores have at once.
 const TASK_ROWS: usize = 128;
 /// Numbers of an `AttentionTask`.
 const TASK: usize = 4;
@@ -173,32 +173,29 @@ pub fn keep(qkv: &Matrix, plan: &Plan, (q_heads, kv_heads): (usize, usize), pool
     Ok(())
 }
 
-/// The kernels, each with what it is for.
-enum Kernel {
-    /// Compute capability 9.0, 16 bits, heads of 64 and 128.
-    Wgmma,
-    /// 16 bits, heads of 16, 32, … 128.
-    Mma,
-    /// All.
-    Plain,
+/// A kernel, all with the same arguments, and what a block of it has.
+struct Kernel {
+    name: &'static str,
+    threads: usize,
+    /// Bytes of shared memory.
+    shared: usize,
 }
 
 impl Kernel {
+    /// The fastest that has heads of `head` elements.
     fn of(gpu: &Gpu, dtype: Float, head: usize) -> Self {
-        // Kernels that were compiled for older devices alone run on this one too, but this is not among them.
-        let has_wgmma = || gpu.function("attention_wgmma", Some(dtype), wgmma_shared(head)).is_ok();
+        // `Shared` of attention_wgmma.cu: four stages of 64 keys and values, and their barriers, from an address that is a
+        // multiple of 1024 on.
+        let shared = 4 * 2 * 64 * 2 * head + 1024 + 1024;
+        let wgmma = Self { name: "attention_wgmma", threads: 384, shared };
         match dtype != Float::F32 && head.is_multiple_of(16) && head <= 128 {
-            true if gpu.capability() == (9, 0) && (head == 64 || head == 128) && has_wgmma() => Self::Wgmma,
-            true => Self::Mma,
-            false => Self::Plain,
+            true if matches!(head, 64 | 128) && gpu.has_wgmma(wgmma.name, dtype, shared) => wgmma,
+            true => Self { name: "attention_mma", threads: 256, shared: 512 * (head + 8) + 1024 },
+            false => {
+                Self { name: "attention", threads: 128, shared: 4 * (32 * head + 32 * (head + 4) + 32 * 32) }
+            }
         }
     }
-}
-
-/// `Shared` of `attention_wgmma.cu`, four stages of 64 keys and values and their barriers, from an address that is a
-/// multiple of 1024 on.
-fn wgmma_shared(head: usize) -> usize {
-    4 * 2 * 64 * 2 * head + 1024 + 1024
 }
 
 /// `qkv [n, (q_heads + 2 kv_heads) · head_dim]`, rotated, to `[n, q_heads · head_dim]`, as
@@ -241,23 +238,8 @@ pub fn forest_attention(
     let (n, q, kv, dim) = (qkv.rows as i32, q_heads as i32, kv_heads as i32, head as i32);
     let window = window.unwrap_or(0) as i32;
     let grid = (count, kv_heads, 1);
-    let dtype = Some(qkv.dtype);
-    match Kernel::of(&qkv.gpu, qkv.dtype, head) {
-        Kernel::Wgmma => {
-            let shared = wgmma_shared(head);
-            launch!(&qkv.gpu, "attention_wgmma", dtype, grid, 384, shared;
-                &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
-        }
-        Kernel::Mma => {
-            let shared = 512 * (head + 8) + 1024;
-            launch!(&qkv.gpu, "attention_mma", dtype, grid, 256, shared;
-                &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
-        }
-        Kernel::Plain => {
-            let shared = 4 * (32 * head + 32 * (head + 4) + 32 * 32);
-            launch!(&qkv.gpu, "attention", dtype, grid, 128, shared;
-                &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
-        }
-    }
+    let kernel = Kernel::of(&qkv.gpu, qkv.dtype, head);
+    launch!(&qkv.gpu, kernel.name, Some(qkv.dtype), grid, kernel.threads, kernel.shared;
+        &qkv.data, kept, &tasks, &key_rows, &mut out.data, &n, &q, &kv, &dim, &window);
     Ok(out)
 }

@@ -3,8 +3,8 @@
 //
 // Shapes as in attention.cu. Grid (tasks, kv_heads), THREADS threads, sizeof(Shared) + 1024 bytes of shared memory. A
 // block takes ROWS rows of the task at a time. Its first warpgroup only copies blocks of KEYS absolute positions, row
-// by row as they lie, up to STAGES ahead; each of the other two answers 64 rows, 16 a warp. The weights of a block of
-// keys are computed while the values of the block before are multiplied by theirs.
+// by row as they lie, up to STAGES ahead; each of the other two answers 64 rows, 16 a warp, and its softmax runs beside
+// the other's multiplies.
 #include "attention_rows.cuh"
 #include "wgmma.cuh"
 
@@ -18,6 +18,8 @@ constexpr int ROWS = 128, KEYS = 64, STAGES = 4;
 constexpr int WIDTH = 64;  // elements of a tile's row: 128 bytes
 constexpr int WARPS = WARPGROUP / WARP, CONSUMER_WARPS = 2 * WARPS;
 constexpr int LATE = 2;  // stages whose copies are on their way while the next one's are started
+// Consumers give a stage back once they have the one behind it, which is announced LATE stages late.
+static_assert(STAGES >= LATE + 2);
 using Stage = Place<STAGES>;
 
 struct Barriers {
@@ -187,6 +189,7 @@ template <class T, int D> __device__ void consume(const Attention<T>& a, Shared<
         // What only the other warpgroup's rows see.
         for (; block < blocks.end; block += KEYS) {
             wait(shared.full[stage.index], stage.parity);
+            __syncwarp();  // no lane is a round behind
             release(stage);
             stage.advance();
         }

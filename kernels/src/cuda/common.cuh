@@ -83,7 +83,7 @@ template <int W, class Each> __device__ void for_columns(int length, Each each, 
     }
 }
 
-// 2^x for x ≤ 0, 0 where that is below the smallest normal number. One instruction.
+// 2^x for x up to about 0, 0 where that is below the smallest normal number. One instruction.
 __device__ inline float exp2_fast(float x) {
 #ifdef __CUDA_ARCH__
     float e;

@@ -114,6 +114,12 @@ impl Gpu {
         Ok(self.stream.synchronize()?)
     }
 
+    /// Whether there is a kernel for compute capability 9.0 alone. Kernels that were compiled for older devices run on such a
+    /// device too, but those are not among them.
+    pub(super) fn has_wgmma(&self, name: &'static str, dtype: Float, shared: usize) -> bool {
+        self.capability == (9, 0) && self.function(name, Some(dtype), shared).is_ok()
+    }
+
     /// Kernel `name_dtype` of module `name`, allowed `shared` bytes of dynamic shared memory.
     pub(super) fn function(
         &self,
@@ -188,7 +194,7 @@ fn pool(context: &Arc<CudaContext>) -> Result<Option<sys::CUmemoryPool>, DriverE
 
 /// Queues a kernel: `launch!(gpu, "name", dtype, grid, threads of a block, shared bytes; arguments)`, the grid of three.
 macro_rules! launch {
-    ($gpu:expr, $name:literal, $dtype:expr, $grid:expr, $block:expr, $shared:expr; $($arg:expr),+ $(,)?) => {{
+    ($gpu:expr, $name:expr, $dtype:expr, $grid:expr, $block:expr, $shared:expr; $($arg:expr),+ $(,)?) => {{
         use cudarc::driver::PushKernelArg as _;
         let gpu: &$crate::cuda::Gpu = $gpu;
         let (shared, (x, y, z)): (usize, (usize, usize, usize)) = ($shared, $grid);
@@ -200,7 +206,7 @@ macro_rules! launch {
             block_dim: ($block as u32, 1, 1),
             shared_mem_bytes: shared as u32,
         };
-        // SAFETY: the arguments are those of the kernel's signature in `$name.cu`, and the matrices have the shapes that
+        // SAFETY: the arguments are those of the kernel's signature in the `.cu` of its name, and the matrices have the shapes that
         // its header names: the caller has checked them.
         unsafe { builder.launch(config) }.map_err($crate::cuda::GpuError::from)?;
     }};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
-use cudarc::driver::{CudaSlice, DeviceRepr};
+use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -48,11 +48,10 @@ impl Matrix {
         for tensor in tensors {
             at += matrix.fill(at, tensor)?;
         }
-        gpu.synchronize()?; // the host's copies may go now
         Ok(matrix)
     }
 
-    /// Queues a copy of all elements of `tensor` to byte `at`; how many bytes they are.
+    /// Copies all elements of `tensor` to byte `at`; how many bytes they are.
     fn fill(&mut self, at: usize, tensor: &Tensor) -> Result<usize> {
         let tensor = tensor.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
@@ -69,12 +68,13 @@ impl Matrix {
         }
     }
 
-    fn put<T: DeviceRepr>(&mut self, at: usize, numbers: &[T]) -> Result<usize> {
+    fn put<T: Number>(&mut self, at: usize, numbers: &[T]) -> Result<usize> {
         // SAFETY: plain numbers, all of whose bytes are written; u8 has no alignment.
         let bytes =
             unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) };
         let mut to = self.data.slice_mut(at..at + bytes.len());
         self.gpu.stream.memcpy_htod(bytes, &mut to).map_err(GpuError::from)?;
+        self.gpu.synchronize()?; // the host's numbers may go now
         Ok(bytes.len())
     }
 
@@ -151,6 +151,12 @@ impl Vector {
         Ok(Self { gpu: gpu.clone(), data, dtype, len: values.len() })
     }
 }
+
+/// An element of a matrix: a number without padding.
+trait Number {}
+impl Number for f32 {}
+impl Number for f16 {}
+impl Number for bf16 {}
 
 /// On all cores: a model has billions of them.
 fn narrowed<T: Send>(values: &[f32], narrow: fn(f32) -> T) -> Vec<T> {

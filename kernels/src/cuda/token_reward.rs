@@ -86,7 +86,8 @@ impl Form {
         let scattered = |i: usize| (i.wrapping_mul(0x9E37_79B9) >> 12 & 0xffff) as f32 / 32_768.0 - 1.0;
         let values: Vec<f32> = (0..rows * weight.columns).map(scattered).collect();
         let hidden = Tensor::from_vec(values, (rows, weight.columns), &Device::Cpu)?;
-        let hidden = Matrix::upload(gpu, &hidden, weight.dtype)?;
+        // On this thread alone: another's work must not be waited for under the lock.
+        let hidden = Matrix::upload(gpu, &hidden.to_dtype(weight.dtype.dtype())?, weight.dtype)?;
         let targets = gpu.upload(&vec![0u32; rows])?;
         let mut best = (Duration::MAX, Self::Chunks);
         for form in Self::available(weight) {

@@ -79,7 +79,7 @@ __device__ inline void arrive(Barrier& barrier, unsigned rank) {
                  "}" ::"r"(shared_address(&barrier)), "r"(rank) : "memory");
 }
 
-// The same in this block.
+// At a barrier of this block. It publishes what this thread wrote, and what others did that it has met since.
 __device__ inline void arrive(Barrier& barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }

@@ -17,10 +17,9 @@ const SHARED: usize = 4 * (128 + 256) * 64 * 2 + 1024 + 1024;
 /// Columns and rows of a box that TMA copies: 128 bytes a row, as the swizzle has it.
 const BOX: [u32; 2] = [64, 128];
 
-/// Whether a device has the kernel. Kernels that were compiled for older devices alone run here too, but this is not
-/// among them.
+/// Whether a device has the kernel.
 pub(super) fn is_there(gpu: &Gpu, dtype: Float) -> bool {
-    gpu.capability() == (9, 0) && gpu.function(NAME, Some(dtype), SHARED).is_ok()
+    gpu.has_wgmma(NAME, dtype, SHARED)
 }
 
 /// Queues the kernel for `hidden [n, d]` and `weight [V, d]` of the same 16-bit type, `targets [n]`, `partials [splits, n]`.

@@ -9,8 +9,8 @@ use super::cost::Cost;
 
 /// Tokens of the batch that brings the weights into memory and tells how long the others will take.
 const FIRST: usize = 64;
-/// Batches that are tried, tokens. A smaller one would cut groups apart. The largest are for GPUs: one reads 12 000 tokens of
-/// a model of 1.2 billion parameters in 50 ms.
+/// Batches that are tried, tokens. A smaller one would cut groups apart; a GPU reads 12 000 tokens of a model of 1.2 billion
+/// parameters in 50 ms.
 const TRIED: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16_384];
 /// A larger batch is worth it if it is faster by this.
 const FASTER: f64 = 1.03;
@@ -39,7 +39,8 @@ fn try_measure(model: &RewardModel, cost: &Cost, pool: &rayon::ThreadPool) -> Re
     let (_, first) = run(FIRST)?;
     let (mut budget, mut best) = (TRIED[0] as f64, 0.0);
     for tokens in TRIED.into_iter().filter(|n| first.mul_f64(*n as f64 / FIRST as f64) < LONG) {
-        let (spent, time) = run(tokens)?;
+        // What is too large for the device's memory ends it, too.
+        let Ok((spent, time)) = run(tokens) else { break };
         let rate = spent / time.as_secs_f64().max(1e-9);
         if time > SHORT && rate < FASTER * best {
             break;

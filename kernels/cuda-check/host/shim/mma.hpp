@@ -40,6 +40,7 @@ struct Copies {
     };
     std::vector<Copy> pending;
     int groups = 0;
+    bool seen = true;  // by what reads shared memory on another way, once a fence came after
 
     void finish(int groups_left) {
         size_t done = 0;
@@ -69,7 +70,9 @@ inline void cp_async_16(void* to, const void* from, bool present) {
     const bool aligned = reinterpret_cast<size_t>(to) % 16 == 0 && reinterpret_cast<size_t>(from) % 16 == 0;
     host::require(aligned, "cp.async: addresses that are not aligned to 16 bytes");
     std::memset(to, 0xff, 16);
-    host::copies[threadIdx.x].pending.push_back({to, from, present, host::copies[threadIdx.x].groups});
+    auto& mine = host::copies[threadIdx.x];
+    mine.seen = false;
+    mine.pending.push_back({to, from, present, mine.groups});
 }
 
 inline void cp_async_commit() { ++host::copies[threadIdx.x].groups; }

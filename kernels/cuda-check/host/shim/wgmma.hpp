@@ -197,10 +197,11 @@ inline void arrive(unsigned long long& barrier, unsigned rank) {
 
 inline void arrive(unsigned long long& barrier) {
     host::require_set(barrier);
+    host::require(host::copies[threadIdx.x].seen, "cp.async: announced without a proxy fence");
     host::barrier_move(&barrier, 1, 0);
 }
 
-inline void copies_are_seen() {}
+inline void copies_are_seen() { host::copies[threadIdx.x].seen = true; }
 
 inline void wait(unsigned long long& barrier, unsigned parity) {
     host::require_set(barrier);
