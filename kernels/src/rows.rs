@@ -101,6 +101,18 @@ impl Rows {
         }
     }
 
+    /// Copies of the rows that the batch reads, f32.
+    pub fn read(&self, layout: &Layout) -> Result<Self> {
+        match self {
+            Self::Cpu(x) => {
+                let rows = Tensor::from_slice(&layout.read, layout.read.len(), x.device())?;
+                x.index_select(&rows, 0).map(Self::Cpu)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(x) => cuda::embed(x, &layout.on_device()?.0.read()).map(Self::Cuda),
+        }
+    }
+
     /// RMSNorm of every row times `weight`.
     pub fn rms_norm(&self, weight: &Norm, eps: f32) -> Result<Self> {
         match (self, weight) {
@@ -115,9 +127,8 @@ impl Rows {
     /// The same of the rows that the batch reads.
     pub fn rms_norm_read(&self, layout: &Layout, weight: &Norm, eps: f32) -> Result<Self> {
         match (self, weight) {
-            (Self::Cpu(x), Norm::Cpu(weight)) => {
-                let rows = Tensor::from_slice(&layout.read, layout.read.len(), x.device())?;
-                rms_norm(&x.index_select(&rows, 0)?, weight, eps).map(Self::Cpu)
+            (Self::Cpu(_), Norm::Cpu(weight)) => {
+                rms_norm(self.read(layout)?.tensor()?, weight, eps).map(Self::Cpu)
             }
             #[cfg(feature = "cuda")]
             (Self::Cuda(x), Norm::Cuda(weight)) => {

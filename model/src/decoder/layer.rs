@@ -61,10 +61,10 @@ impl Layer {
     /// `[N, d]` to `[N, d]`.
     pub(crate) fn forward(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
         let attend = |qkv: &Rows, l: &Self| qkv.forest_attention(layout, (l.q_heads, l.kv_heads), l.window);
-        self.around(x, layout, attend)
+        self.mlp(&self.around(x, layout, attend)?)
     }
 
-    /// All of the layer but the attention itself.
+    /// What comes before the MLP, but the attention itself.
     pub(super) fn around(
         &self,
         x: &Rows,
@@ -75,9 +75,20 @@ impl Layer {
         let qkv = qkv.qk_rope(layout, (self.q_heads, self.kv_heads), self.qk_norm.as_ref())?;
         let attended = attend(&qkv, self)?;
         drop(qkv);
-        let x = self.o.forward(&attended, Some(x))?;
-        let gated = self.gate_up.gated(&x.rms_norm(&self.post_norm, self.eps)?)?;
-        self.down.forward(&gated, Some(&x))
+        self.o.forward(&attended, Some(x))
+    }
+
+    pub(super) fn mlp(&self, x: &Rows) -> candle_core::Result<Rows> {
+        self.mlp_beside(x, x.rms_norm(&self.post_norm, self.eps)?)
+    }
+
+    /// Of the rows that the head reads: the last layer's others are nobody's input.
+    pub(super) fn mlp_read(&self, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
+        self.mlp_beside(&x.read(layout)?, x.rms_norm_read(layout, &self.post_norm, self.eps)?)
+    }
+
+    fn mlp_beside(&self, residual: &Rows, normed: Rows) -> candle_core::Result<Rows> {
+        self.down.forward(&self.gate_up.gated(&normed)?, Some(residual))
     }
 
     /// The same numbers, not followed by autograd.

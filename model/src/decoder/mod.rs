@@ -127,15 +127,18 @@ impl Decoder {
                 None => self.embed(&forest.token_ids, &layout)?,
                 Some(x) => x.to(&part.device)?,
             };
-            for layer in &self.layers[part.layers.clone()] {
+            let layers = &self.layers[part.layers.clone()];
+            for (i, layer) in layers.iter().enumerate() {
+                let layer = layer.detach();
                 let attend =
                     |qkv: &Rows, l: &Layer| continued.attend(qkv, &layout, (l.q_heads, l.kv_heads), l.window);
-                x = layer.detach().around(&x, &layout, attend)?;
+                x = layer.around(&x, &layout, attend)?;
+                x = match is_last && i + 1 == layers.len() {
+                    true => self.last(&layer, &x, &layout)?,
+                    false => layer.mlp(&x)?,
+                };
             }
-            match is_last {
-                true => x.rms_norm_read(&layout, &self.final_norm.detach(), self.config.rms_norm_eps as f32),
-                false => Ok(x),
-            }
+            Ok(x)
         })
     }
 
@@ -159,13 +162,24 @@ impl Decoder {
         let rope = self.rope(&positions);
         let layout = Layout::new(positions, [].into(), rope, rows.into());
         let mut x = Rows::from(self.embed(token_ids, &layout)?.tensor()?.detach());
-        for (layer, cache) in self.layers.iter().zip(caches) {
+        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+            let layer = layer.detach();
             let attend = |qkv: &Rows, l: &Layer| {
                 cache.attend(qkv.tensor()?, segments, fresh, l.q_heads, l.kv_heads, l.window).map(Rows::from)
             };
-            x = layer.detach().around(&x, &layout, attend)?;
+            x = layer.around(&x, &layout, attend)?;
+            x = match i + 1 == self.layers.len() {
+                true => self.last(&layer, &x, &layout)?,
+                false => layer.mlp(&x)?,
+            };
         }
-        Ok(self.finish(&x, &layout)?.tensor()?.detach())
+        Ok(x.tensor()?.detach())
+    }
+
+    /// The last layer's MLP and the final norm, at the rows that the head reads. No gradients.
+    fn last(&self, layer: &Layer, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
+        let x = layer.mlp_read(x, layout)?;
+        x.rms_norm(&self.final_norm.detach(), self.config.rms_norm_eps as f32)
     }
 
     pub(crate) fn layers(&self) -> &[Layer] {
