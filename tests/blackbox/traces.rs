@@ -176,7 +176,9 @@ fn nothing_is_lost_at_the_end() {
     let runtime = runtime.expect("a runtime");
     let collector = Collector::default();
     let endpoint = format!("http://{}", collector.start(&runtime));
-    let mut server = Server::start_with(&fixture("qwen2"), &[], &[("QRM_OTLP_ENDPOINT", &endpoint)]);
+    // Another protocol than gRPC is not spoken, which is said.
+    let variables = [("QRM_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let mut server = Server::start_with(&fixture("qwen2"), &[], &variables);
     let (trace, header) = context(0xd4, true);
     let body = Rng::new(1).request(2).to_string();
     let headers = [("content-type", "application/json"), ("traceparent", header.as_str())];
@@ -184,6 +186,11 @@ fn nothing_is_lost_at_the_end() {
     server.terminate();
     assert!(server.wait(Duration::from_secs(30)).success());
     collector.trace(&trace, "POST /v1/rewards");
+    assert!(
+        server.log().iter().any(|line| line["fields"]["protocol"] == "http/protobuf"),
+        "{:?}",
+        server.log()
+    );
 
     // A collector that is not there, named by either variable; a share of nothing.
     for variable in ["QRM_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "QRM_OTLP_SHARE"] {

@@ -30,6 +30,9 @@ pub(crate) fn init(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result
     let spans = Targets::new().with_target(SPAN, tracing::Level::INFO);
     let traces = tracing_opentelemetry::layer().with_tracer(tracer).with_filter(spans);
     registry.with(traces).with(logs(format)).init();
+    if let Some(protocol) = otlp::protocol_unspoken() {
+        tracing::warn!(protocol, "traces are sent over gRPC, the environment asks for another protocol");
+    }
     Ok(Some(export))
 }
 

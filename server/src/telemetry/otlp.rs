@@ -32,6 +32,13 @@ impl Traces {
     }
 }
 
+/// The protocol that the environment asks for, where that is not the one spoken here.
+pub(super) fn protocol_unspoken() -> Option<String> {
+    let asked = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+    let asked = asked.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    asked.filter(|protocol| protocol != "grpc")
+}
+
 /// Sends what is left when dropped.
 pub(crate) struct Export {
     provider: SdkTracerProvider,
