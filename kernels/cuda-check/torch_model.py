@@ -108,8 +108,8 @@ def main():
     with (args.directory / "work.jsonl").open("w") as file:
         for trajectory, log_phi in zip(work, answers):
             print(json.dumps(trajectory | {"log_phi": log_phi}), file=file)
-    print(f"transformers {args.size}, torch {torch.__version__}, {torch.cuda.get_device_name()}: {len(work)} trajectories, "
-          f"{tokens} tokens, {tokens / statistics.median(times):.0f} tokens/s, "
+    print(f"transformers {args.size}, torch {torch.__version__}, {torch.cuda.get_device_name()}: "
+          f"{len(work)} trajectories, {tokens} tokens, {tokens / statistics.median(times):.0f} tokens/s, "
           f"peak {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
 
 

@@ -129,14 +129,9 @@ impl Decoder {
             };
             let layers = &self.layers[part.layers.clone()];
             for (i, layer) in layers.iter().enumerate() {
-                let layer = layer.detach();
                 let attend =
                     |qkv: &Rows, l: &Layer| continued.attend(qkv, &layout, (l.q_heads, l.kv_heads), l.window);
-                x = layer.around(&x, &layout, attend)?;
-                x = match is_last && i + 1 == layers.len() {
-                    true => self.last(&layer, &x, &layout)?,
-                    false => layer.mlp(&x)?,
-                };
+                x = self.layer(layer, is_last && i + 1 == layers.len(), &x, &layout, attend)?;
             }
             Ok(x)
         })
@@ -163,23 +158,32 @@ impl Decoder {
         let layout = Layout::new(positions, [].into(), rope, rows.into());
         let mut x = Rows::from(self.embed(token_ids, &layout)?.tensor()?.detach());
         for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            let layer = layer.detach();
             let attend = |qkv: &Rows, l: &Layer| {
                 cache.attend(qkv.tensor()?, segments, fresh, l.q_heads, l.kv_heads, l.window).map(Rows::from)
             };
-            x = layer.around(&x, &layout, attend)?;
-            x = match i + 1 == self.layers.len() {
-                true => self.last(&layer, &x, &layout)?,
-                false => layer.mlp(&x)?,
-            };
+            x = self.layer(layer, i + 1 == self.layers.len(), &x, &layout, attend)?;
         }
         Ok(x.tensor()?.detach())
     }
 
-    /// The last layer's MLP and the final norm, at the rows that the head reads. No gradients.
-    fn last(&self, layer: &Layer, x: &Rows, layout: &Layout) -> candle_core::Result<Rows> {
-        let x = layer.mlp_read(x, layout)?;
-        x.rms_norm(&self.final_norm.detach(), self.config.rms_norm_eps as f32)
+    /// One layer, and behind the last one the final norm, at the rows that the head reads. No gradients.
+    fn layer(
+        &self,
+        layer: &Layer,
+        is_last: bool,
+        x: &Rows,
+        layout: &Layout,
+        attend: impl FnOnce(&Rows, &Layer) -> candle_core::Result<Rows>,
+    ) -> candle_core::Result<Rows> {
+        let layer = layer.detach();
+        let x = layer.around(x, layout, attend)?;
+        match is_last {
+            true => {
+                let x = layer.mlp_read(&x, layout)?;
+                x.rms_norm(&self.final_norm.detach(), self.config.rms_norm_eps as f32)
+            }
+            false => layer.mlp(&x),
+        }
     }
 
     pub(crate) fn layers(&self) -> &[Layer] {
