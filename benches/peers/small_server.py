@@ -1,6 +1,6 @@
 """Single requests to a small model: this project's server beside a FastAPI server over transformers.
 
-    small_server.py DIR --model CHECKPOINT --qrm-server target/release/qrm-server [--requests 200] [--prompt 100] [--response 100]
+    small_server.py DIR --model CHECKPOINT --qrm-server target/release/qrm-server [--requests 200] [--prompt 40] [--response 40]
                     [--repeat 3] [--threads N]
 
 DIR is what setup.sh made; CHECKPOINT is a small causal language model in Hugging Face layout. Each request has one trajectory of
@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import NamedTuple
 
-from load import Load, ask, connect, load, ready
+from load import Load, connect, exchange, load, ready, request
 from rounds import WRONG
 from runs import ENVIRONMENT
 from table import machine, markdown, warn_if_busy
@@ -74,8 +74,9 @@ def difference(ports: dict[Server, int], trajectories: list[Trajectory]) -> floa
     """Mean |Δ| of the two servers' log φ."""
     said = []
     for server, port in ports.items():
-        answers = (server.rewards(ask(connect(port), server.route, server.body(t))) for t in trajectories)
-        said.append([reward for rewards in answers for reward in rewards])
+        with connect(port) as connection:
+            answers = [exchange(connection, request(server.route, server.body(t))) for t in trajectories]
+        said.append([reward for answer in answers for reward in server.rewards(answer)])
     return fmean(abs(a - b) for a, b in zip(*said, strict=True))
 
 
@@ -95,8 +96,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="a small checkpoint in Hugging Face layout")
     parser.add_argument("--qrm-server", type=Path, required=True, help="the program")
     parser.add_argument("--requests", type=int, default=200, help="of each measurement")
-    parser.add_argument("--prompt", type=int, default=100, help="tokens")
-    parser.add_argument("--response", type=int, default=100, help="tokens")
+    parser.add_argument("--prompt", type=int, default=40, help="tokens")
+    parser.add_argument("--response", type=int, default=40, help="tokens")
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each server; default: one per core")
     return parser.parse_args()
