@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the model that the server serves when none is named, from nothing: arithmetic.sh DIR
 #
-# A policy learns the arithmetic task well enough to be right about half of the time; its answers, right against wrong
+# A policy learns the arithmetic task well enough to be right in two answers of five; its answers, right against wrong
 # ones to the same problem, are the pairs. The same model trained on is the backbone of the Q-RM: as in the paper,
 # stronger than the policy it judges. Started again, it goes on where it was.
 set -euo pipefail
@@ -25,13 +25,13 @@ train() {
   [ -e "$out/model" ] || "$trainer" "$@" --output "$out" --micro-batch-tokens 8192 --save-every 200 --resume
 }
 
-[ -e "$dir/start/config.json" ] || "$trainer" task start --output "$dir/start"
+[ -e "$dir/start/config.json" ] || "$trainer" task start --hidden-size 96 --heads 3 --intermediate-size 256 --output "$dir/start"
 rows answers data --rows answers --count 200000 --seed 1
 rows answers-validation data --rows answers --split validation --count 400 --seed 1
 
 sft=(sft --train "$dir/answers.jsonl" --eval "$dir/answers-validation.jsonl" --batch 32 --eval-every 400)
 train policy "${sft[@]}" --model "$dir/start" --steps 2400 --lr 1.5e-3
-train backbone "${sft[@]}" --model "$dir/policy/model" --steps 3600 --lr 1.5e-3 --warmup 0.03 --seed 1
+train backbone "${sft[@]}" --model "$dir/policy/model" --steps 7200 --lr 1.5e-3 --warmup 0.03 --seed 1
 
 # What the policy gets wrong: sampled, and with all its confidence (greedy); and slips of known kinds.
 policy=(sample --model "$dir/policy/model")
@@ -43,7 +43,7 @@ rows test-slips data --rows slips --split test --count 1000
 
 # Pairs differ in a few tokens of about forty, so their mean logits differ by tenths: β is larger than for long answers.
 train qrm qrm --model "$dir/backbone/model" --train "$dir/pairs.jsonl" --eval "$dir/validation.jsonl" --best \
-  --batch 32 --steps 1100 --lr 1e-4 --eval-every 100 --beta 10 --gamma 1 --sft-weight 5 --store f16
+  --batch 32 --steps 2200 --lr 1e-4 --eval-every 100 --beta 10 --gamma 1 --sft-weight 5 --store f16
 for set in sampled greedy slips; do
   for model in backbone qrm; do
     echo "$model, $set:"
