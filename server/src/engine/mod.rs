@@ -116,10 +116,11 @@ impl Engine {
                     cache
                 }
             };
-            let score = score(model.clone(), cache, pool, engine.metrics.clone());
+            let score = score(model.clone(), cache, engine.metrics.clone());
             let worker = Worker::new(engine.queue.clone(), score, engine.metrics.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-            engine.workers.push(thread.spawn(move || worker.run())?);
+            // It is one of the threads that compute: handed to them, a batch would wake one more before it begins.
+            engine.workers.push(thread.spawn(move || pool.install(|| worker.run()))?);
         }
         Ok(engine)
     }
@@ -220,15 +221,10 @@ pub(crate) fn cache_bytes(model: &RewardModel, said: Option<usize>) -> anyhow::R
     })
 }
 
-/// Scores batches on the threads of `pool`, with prompts seen before from `cache`.
-fn score(
-    model: Arc<RewardModel>,
-    cache: Arc<Cache>,
-    pool: rayon::ThreadPool,
-    metrics: Metrics,
-) -> Box<Score> {
+/// Scores batches on the threads of the pool that it is called from, with prompts seen before from `cache`.
+fn score(model: Arc<RewardModel>, cache: Arc<Cache>, metrics: Metrics) -> Box<Score> {
     Box::new(move |batch| {
-        let scores = pool.install(|| model.score_cached(batch, &cache.cache));
+        let scores = model.score_cached(batch, &cache.cache);
         // Workers share the cache: what one has counted the others must not.
         let mut before = cache.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let after = cache.cache.stats();

@@ -17,7 +17,7 @@ use super::smallest;
 use crate::metrics::Metrics;
 use crate::telemetry::{SPAN, otlp};
 
-/// Scores a batch, on the compute threads.
+/// Scores a batch on the compute threads, of which the caller is one.
 pub(super) type Score = dyn Fn(&[Trajectory]) -> Result<BatchScores, ModelError> + Send;
 
 pub(super) struct Worker {
