@@ -27,6 +27,7 @@ from runs import ENVIRONMENT
 from table import machine, markdown, warn_if_busy
 
 CLIENTS = (1, 8)
+SETTLE = 0.5  # s between two turns: torch's threads spin for a while after their last request, on the cores of the next server
 Trajectory = dict[str, list[int]]  # prompt and response, token ids
 
 
@@ -47,6 +48,8 @@ def servers(args: argparse.Namespace) -> list[Server]:
     threads = f"{args.threads}"
     fastapi = (args.dir / "venv/bin/python", Path(__file__).with_name("fastapi_server.py"), args.model, "--threads", threads)
     qrm = (args.qrm_server, "--model", args.model, "--device", "cpu", "--dtype", "f32", "--threads", threads, "--grpc-port", "0")
+    # As after a while: its cache of prompts is full when the first round is over, and takes no more memory.
+    qrm = (*qrm, "--prefix-cache-mib", "8")
     return [Server("FastAPI", fastapi, "/score"), Server("qrm", qrm, "/v1/rewards")]
 
 
@@ -121,6 +124,7 @@ def main() -> None:
                 trajectories = fresh(args.requests)
                 for server in (peer, own) if i % 2 else (own, peer):
                     bodies = [server.body(t) for t in trajectories]
+                    time.sleep(SETTLE)
                     measured = load(ports[server], server.route, bodies, clients)
                     if i > 0:  # the first round warms both
                         found[clients, server.name].append(measured)
