@@ -4,7 +4,7 @@
                     [--repeat 3] [--threads N]
 
 DIR is what setup.sh made; CHECKPOINT is a small causal language model in Hugging Face layout. Each request has one trajectory of
-made-up token ids that no other has, so that nothing is cached. The servers take turns. Needs nothing but Python 3.11.
+made-up token ids that no other has, so that no cache helps. The servers take turns. Needs nothing but Python 3.11.
 """
 
 import argparse
