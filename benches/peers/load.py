@@ -40,7 +40,7 @@ def request(route: str, body: bytes) -> bytes:
 def exchange(connection: socket.socket, message: bytes) -> bytes:
     """The body of the answer to a whole request; RuntimeError if it is not one of status 200 that says how long it is."""
     connection.sendall(message)
-    answer = connection.recv(1 << 16)
+    answer = received(connection)
     while (end := answer.find(b"\r\n\r\n")) < 0:
         answer += received(connection)
     head, body = answer[: end + 2], answer[end + 4 :]

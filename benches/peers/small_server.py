@@ -47,9 +47,10 @@ class Server(NamedTuple):
 def servers(args: argparse.Namespace) -> list[Server]:
     threads = f"{args.threads}"
     fastapi = (args.dir / "venv/bin/python", Path(__file__).with_name("fastapi_server.py"), args.model, "--threads", threads)
-    qrm = (args.qrm_server, "--model", args.model, "--device", "cpu", "--dtype", "f32", "--threads", threads, "--grpc-port", "0")
     # As after a while: its cache of prompts is full when the first round is over, and takes no more memory.
-    qrm = (*qrm, "--prefix-cache-mib", "8")
+    cache = ("--prefix-cache-mib", "8")
+    where = ("--device", "cpu", "--dtype", "f32", "--threads", threads)
+    qrm = (args.qrm_server, "--model", args.model, *where, *cache, "--grpc-port", "0")
     return [Server("FastAPI", fastapi, "/score"), Server("qrm", qrm, "/v1/rewards")]
 
 
